@@ -1,0 +1,267 @@
+//! The root file system of a machine, put together in the mount namespace that the machine alone has.
+//!
+//! ```text
+//! disk image -> loop device (read-only, AUTOCLEAR) -> base/ ─┐
+//! folder ----------------------------------------> base/ ─┤ id-mapped where users are mapped
+//!                                upper/ + work/ ----------┴-> overlay at root/
+//! the host's /usr ---------------------------------> root/usr, in a tmpfs at root/
+//! ```
+//!
+//! The kernel takes it all down with the namespace, whatever kills the machine: the mounts are gone with the
+//! last process in it, and the loop device with the mount. Only plain folders stay.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, chown, symlink};
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MsFlags, mount};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+
+use crate::config::{MachineConfig, Rootfs};
+use crate::error::{MachineError, PathContext as _};
+use crate::record::Places;
+use crate::sys;
+use crate::user_range::UserRange;
+
+/// Tries to get a loop device before giving up: each means that another process took the one we saw free.
+const LOOP_TRIES: usize = 64;
+
+/// What of the host's `/etc` programs in its `/usr` cannot do without: links they are started through, the
+/// linker's cache, certificates.
+const HOST_ETC: [&str; 7] =
+    ["alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "ssl/certs", "ca-certificates", "pki"];
+
+/// Links that merged-/usr systems have at their root. Source: file-hierarchy(7).
+const USR_LINKS: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
+
+/// Users of a machine on the host: the range and the namespace that maps it.
+pub(crate) struct IdMap {
+    pub(crate) range: UserRange,
+    pub(crate) namespace: OwnedFd,
+}
+
+/// Puts the root file system together; the calling thread is in the machine's mount namespace.
+///
+/// Returns the folder that is the machine's root.
+pub(crate) fn assemble(
+    config: &MachineConfig,
+    places: &Places,
+    id_map: Option<&IdMap>,
+) -> Result<PathBuf, MachineError> {
+    let root = places.run.join("root");
+    let base = places.run.join("base");
+    for dir in [&root, &base] {
+        fs::create_dir_all(dir).at("make", dir)?;
+    }
+    match &config.spec().rootfs {
+        Rootfs::Host => {
+            volatile_root(&root, id_map)?;
+            return Ok(root);
+        }
+        Rootfs::Directory { path } => {
+            if !is_os_tree(path) {
+                let what = format!("{} holds no operating system (no os-release)", path.display());
+                return Err(MachineError::Rootfs { what, source: io::ErrorKind::InvalidData.into() });
+            }
+            bind_base(path, &base, id_map)?;
+        }
+        Rootfs::Disk { image, offset, length, filesystem } => {
+            mount_disk(image, *offset, *length, filesystem, &base, &places.run)?;
+            if id_map.is_some() {
+                bind_base(&base, &base, id_map)?;
+            }
+            if !is_os_tree(&base) {
+                let what = format!("{} holds no operating system (no os-release)", image.display());
+                return Err(MachineError::Rootfs { what, source: io::ErrorKind::InvalidData.into() });
+            }
+        }
+    }
+    overlay(&base, places, &root, config.spec().persist, id_map.map(|map| map.range))?;
+    Ok(root)
+}
+
+/// Whether a folder is the root of an operating system. Source: os-release(5).
+///
+/// Either file may be a link that only makes sense inside the tree, so that links are not followed.
+pub(crate) fn is_os_tree(dir: &Path) -> bool {
+    ["etc/os-release", "usr/lib/os-release"].iter().any(|file| fs::symlink_metadata(dir.join(file)).is_ok())
+}
+
+/// A root in memory with the host's `/usr` in it, and what programs there need of the host's `/etc`.
+fn volatile_root(root: &Path, id_map: Option<&IdMap>) -> Result<(), MachineError> {
+    let owner = id_map.map_or(0, |map| map.range.base());
+    let options = format!("mode=0755,uid={owner},gid={owner}");
+    mount(Some("tmpfs"), root, Some("tmpfs"), MsFlags::MS_NODEV, Some(options.as_str())).at("mount a tmpfs at", root)?;
+    let make = |dir: &Path| -> Result<(), MachineError> {
+        fs::DirBuilder::new().mode(0o755).create(dir).at("make", dir)?;
+        chown(dir, Some(owner), Some(owner)).at("change the owner of", dir)
+    };
+    let usr = root.join("usr");
+    make(&usr)?;
+    bind_base(Path::new("/usr"), &usr, id_map)?;
+    for name in USR_LINKS {
+        let link = root.join(name);
+        if let Ok(target) = fs::read_link(Path::new("/").join(name)) {
+            symlink(&target, &link).at("make", &link)?;
+        }
+    }
+    if !root.join("bin").exists() {
+        let what = "the host's /bin is not in /usr: image `host` needs a merged /usr".to_owned();
+        return Err(MachineError::Rootfs { what, source: io::ErrorKind::Unsupported.into() });
+    }
+    let etc = root.join("etc");
+    make(&etc)?;
+    // with a machine ID this is no first boot: systemd neither asks for settings nor enables what is in /usr
+    let id = fs::read_to_string("/proc/sys/kernel/random/uuid").at("read", Path::new("/proc"))?.replace('-', "");
+    let id_file = etc.join("machine-id");
+    fs::write(&id_file, id).at("write", &id_file)?;
+    fs::set_permissions(&id_file, fs::Permissions::from_mode(0o444)).at("write", &id_file)?;
+    for name in HOST_ETC {
+        let from = Path::new("/etc").join(name);
+        let to = etc.join(name);
+        let Ok(meta) = fs::metadata(&from) else { continue };
+        if let Some(parent) = to.parent().filter(|parent| !parent.exists()) {
+            make(parent)?;
+        }
+        if meta.is_dir() {
+            make(&to)?;
+        } else {
+            File::create(&to).at("make", &to)?;
+        }
+        bind_read_only(&from, &to)?;
+    }
+    Ok(())
+}
+
+fn bind_read_only(from: &Path, to: &Path) -> Result<(), MachineError> {
+    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).at("bind to", to)?;
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(None::<&str>, to, None::<&str>, flags, None::<&str>).at("make read-only", to)
+}
+
+/// Shows `from` at `to`, read-only, with the machine's owners where users are mapped.
+fn bind_base(from: &Path, to: &Path, id_map: Option<&IdMap>) -> Result<(), MachineError> {
+    let Some(map) = id_map else {
+        mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).at("bind to", to)?;
+        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        return mount(None::<&str>, to, None::<&str>, flags, None::<&str>).at("make read-only", to);
+    };
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(rustix::fs::CWD, from, flags).at("open the mount", from)?;
+    sys::mount_id_map(tree.as_fd(), map.namespace.as_fd())
+        .map_err(|source| MachineError::NoIdMap { what: from.display().to_string(), source })?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(tree.as_fd(), "", rustix::fs::CWD, to, flags).at("mount at", to)
+}
+
+/// Mounts a file system inside an image file, read-only and without replaying its journal.
+fn mount_disk(
+    image: &Path,
+    offset: u64,
+    length: u64,
+    filesystem: &str,
+    to: &Path,
+    scratch: &Path,
+) -> Result<(), MachineError> {
+    let file = File::open(image).at("open", image)?;
+    let (_device, path) = attach_loop(&file, image, offset, length, scratch)?;
+    // a read-only device cannot be recovered on; each file system has its own word for "do not try"
+    let options = match filesystem {
+        "ext2" | "ext3" | "ext4" => Some("noload"),
+        "xfs" => Some("norecovery,nouuid"),
+        "btrfs" => Some("rescue=nologreplay"),
+        _ => None,
+    };
+    mount(Some(&path), to, Some(filesystem), MsFlags::MS_RDONLY, options).map_err(|error| MachineError::Rootfs {
+        what: format!(
+            "mount the {filesystem} file system at byte {offset} of {} ({length} bytes)",
+            image.display()
+        ),
+        source: error.into(),
+    })
+    // `_device` may go now: the mount holds the loop device, and AUTOCLEAR detaches it with the mount
+}
+
+/// Attaches part of a file to a free loop device; the device goes when nothing has it open.
+fn attach_loop(
+    file: &File,
+    image: &Path,
+    offset: u64,
+    length: u64,
+    scratch: &Path,
+) -> Result<(File, PathBuf), MachineError> {
+    let control_path = Path::new("/dev/loop-control");
+    let control = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_CLOEXEC)
+        .open(control_path)
+        .at("open", control_path)?;
+    let doing = |source: io::Error| MachineError::Rootfs {
+        what: format!("attach {} to a loop device", image.display()),
+        source,
+    };
+    for _ in 0..LOOP_TRIES {
+        let number = sys::loop_get_free(control.as_fd()).map_err(doing)?;
+        let mut path = PathBuf::from(format!("/dev/loop{number}"));
+        if !path.exists() {
+            // containers have a /dev of their own, in which no node appears
+            path = scratch.join(format!("loop{number}"));
+            make_loop_node(&path, number)?;
+        }
+        let device = OpenOptions::new().read(true).open(&path).at("open", &path)?;
+        match sys::loop_attach(device.as_fd(), file.as_fd(), offset, length) {
+            Ok(()) => return Ok((device, path)),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            Err(error) => return Err(doing(error)),
+        }
+    }
+    Err(doing(io::ErrorKind::ResourceBusy.into()))
+}
+
+fn make_loop_node(path: &Path, number: u32) -> Result<(), MachineError> {
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    /// Source: linux/major.h, `LOOP_MAJOR`.
+    const LOOP_MAJOR: u64 = 7;
+    match mknod(path, SFlag::S_IFBLK, Mode::S_IRUSR, makedev(LOOP_MAJOR, u64::from(number))) {
+        Err(nix::errno::Errno::EEXIST) => Ok(()),
+        other => other.at("make", path),
+    }
+}
+
+/// Lays a writable folder over the base.
+fn overlay(
+    base: &Path,
+    places: &Places,
+    root: &Path,
+    persist: bool,
+    range: Option<UserRange>,
+) -> Result<(), MachineError> {
+    let upper = places.state.join("upper");
+    let work = places.state.join("work");
+    for dir in [&upper, &work] {
+        if !dir.exists() {
+            fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).at("make", dir)?;
+            let owner = range.map_or(0, UserRange::base);
+            chown(dir, Some(owner), Some(owner)).at("change the owner of", dir)?;
+        }
+    }
+    let mut options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        base.display(),
+        upper.display(),
+        work.display()
+    );
+    if !persist {
+        // what is thrown away need not be forced to disk
+        options += ",volatile";
+        // left by a run that was killed; it would refuse the mount
+        crate::record::remove_path(&work.join("work"))?;
+    }
+    mount(Some("overlay"), root, Some("overlay"), MsFlags::empty(), Some(options.as_str())).map_err(|error| {
+        let what = format!("mount the overlay of {} on {}", upper.display(), base.display());
+        MachineError::Rootfs { what, source: error.into() }
+    })
+}
