@@ -39,7 +39,9 @@ impl Cgroup {
 
     /// The cgroup `name` below this one.
     pub(crate) fn child(&self, name: &str) -> Self {
-        Self { path: self.path.join(name) }
+        Self {
+            path: self.path.join(name),
+        }
     }
 
     /// Makes it, with all above it.
@@ -51,7 +53,10 @@ impl Cgroup {
     pub(crate) fn open_procs(&self, cgroups: &Cgroups) -> Result<OwnedFd, MachineError> {
         self.visit(cgroups, |dir| {
             let path = dir.join("cgroup.procs");
-            let file = OpenOptions::new().write(true).open(&path).at("open", &path)?;
+            let file = OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .at("open", &path)?;
             Ok(file.into())
         })
     }
@@ -68,7 +73,10 @@ impl Cgroup {
     pub(crate) fn hand_on_controllers(&self, cgroups: &Cgroups) -> Result<(), MachineError> {
         self.visit(cgroups, |dir| {
             let path = dir.join("cgroup.controllers");
-            for controller in fs::read_to_string(&path).at("read", &path)?.split_whitespace() {
+            for controller in fs::read_to_string(&path)
+                .at("read", &path)?
+                .split_whitespace()
+            {
                 // a controller that cannot be had costs its limits, not the machine
                 let _ = fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"));
             }
@@ -108,7 +116,9 @@ impl Cgroup {
         let relative = self.path.strip_prefix("/").unwrap_or(&self.path);
         match cgroups {
             Cgroups::Unified => work(&Path::new(CGROUP2).join(relative)),
-            Cgroups::Mixed { cgroup2: Some(root) } => work(&root.join(relative)),
+            Cgroups::Mixed {
+                cgroup2: Some(root),
+            } => work(&root.join(relative)),
             Cgroups::Mixed { cgroup2: None } => std::thread::scope(|scope| {
                 let visitor = scope.spawn(|| {
                     private_mounts()?;
@@ -127,19 +137,31 @@ impl Cgroup {
 pub(crate) fn private_mounts() -> Result<(), MachineError> {
     unshare(CloneFlags::CLONE_NEWNS).doing("make a mount namespace")?;
     let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
-    mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).at("change the propagation of", Path::new("/"))
+    mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)
+        .at("change the propagation of", Path::new("/"))
 }
 
 /// Mounts a cgroup2 hierarchy where systemd looks for one; in a private mount namespace only.
 pub(crate) fn mount_private_cgroup2() -> Result<(), MachineError> {
     let point = Path::new(CGROUP2);
     // covers the version 1 hierarchies: what is below a mount point cannot be reached through it
-    mount(Some("cgroup2"), point, Some("cgroup2"), MsFlags::empty(), None::<&str>).at("mount cgroup2 at", point)
+    mount(
+        Some("cgroup2"),
+        point,
+        Some("cgroup2"),
+        MsFlags::empty(),
+        None::<&str>,
+    )
+    .at("mount cgroup2 at", point)
 }
 
 fn kill_each(dir: &Path) {
     let procs = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-    for pid in procs.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 1) {
+    for pid in procs
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .filter(|pid| *pid > 1)
+    {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
     }
     for child in fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -165,7 +187,11 @@ fn wait_empty(dir: &Path, deadline: Instant) -> Result<(), MachineError> {
         let mut change = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
         // the file's first poll reports the state as of its opening
         let _ = rustix::io::pread(&file, &mut [0_u8; 64], 0);
-        poll(&mut change, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)).doing("wait for a cgroup")?;
+        poll(
+            &mut change,
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX),
+        )
+        .doing("wait for a cgroup")?;
     }
 }
 

@@ -16,9 +16,6 @@ const SUPPRESS_SYNC_SINCE: u32 = 250;
 /// First version that maps the owners of bound files. Source: systemd NEWS 248, systemd-nspawn(1).
 const IDMAP_SINCE: u32 = 248;
 
-/// The file that tells the guest's networkd to leave host0 as it was set from outside.
-pub(crate) const GUEST_NETWORK_FILE: &str = "/run/systemd/network/05-nspawn-run-host0.network";
-
 /// What the command line needs beside the description: what was prepared on this host.
 #[derive(Clone, Debug)]
 pub struct Prepared {
@@ -30,8 +27,6 @@ pub struct Prepared {
     pub user_range: Option<UserRange>,
     /// The host side of the machine's link.
     pub link: Option<String>,
-    /// The file bound for the guest's networkd.
-    pub network_file: Option<PathBuf>,
 }
 
 /// The arguments of systemd-nspawn, without the program's name.
@@ -63,15 +58,28 @@ pub fn argv(config: &MachineConfig, prepared: &Prepared, nspawn_version: u32) ->
     }
     match (spec.network, &prepared.link) {
         (Network::Host, _) => {}
-        (Network::Veth, Some(link)) => args.push(format!("--network-veth-extra={link}:host0").into()),
+        (Network::Veth, Some(link)) => {
+            args.push(format!("--network-veth-extra={link}:host0").into())
+        }
         (Network::None | Network::Veth, _) => args.push("--private-network".into()),
     }
-    args.push(bind_argument("--bind-ro=", &prepared.local, Path::new(GUEST_DIR), ""));
-    if let Some(file) = &prepared.network_file {
-        args.push(bind_argument("--bind-ro=", file, Path::new(GUEST_NETWORK_FILE), ""));
-    }
-    let id_map = if prepared.user_range.is_some() && nspawn_version >= IDMAP_SINCE { ":idmap" } else { "" };
-    for Bind { host_path, guest_path, read_only } in &spec.binds {
+    args.push(bind_argument(
+        "--bind-ro=",
+        &prepared.local,
+        Path::new(GUEST_DIR),
+        "",
+    ));
+    let id_map = if prepared.user_range.is_some() && nspawn_version >= IDMAP_SINCE {
+        ":idmap"
+    } else {
+        ""
+    };
+    for Bind {
+        host_path,
+        guest_path,
+        read_only,
+    } in &spec.binds
+    {
         let option = if *read_only { "--bind-ro=" } else { "--bind=" };
         args.push(bind_argument(option, host_path, guest_path, id_map));
     }
@@ -121,9 +129,11 @@ mod tests {
             local: "/r/local".into(),
             user_range: mapped.then_some(range),
             link: (config.spec().network == Network::Veth).then(|| "nr-web-1".into()),
-            network_file: None,
         };
-        argv(&config, &prepared, version).join(" ".as_ref()).into_string().unwrap()
+        argv(&config, &prepared, version)
+            .join(" ".as_ref())
+            .into_string()
+            .unwrap()
     }
 
     fn base() -> MachineBuilder {
@@ -143,15 +153,39 @@ mod tests {
 
     #[test]
     fn options_follow_the_version_and_the_description() {
-        let bind = Bind { host_path: "/a:b".into(), guest_path: "/c".into(), read_only: true };
+        let bind = Bind {
+            host_path: "/a:b".into(),
+            guest_path: "/c".into(),
+            read_only: true,
+        };
         let table = [
             (line(base(), 247, true), "--private-users-ownership", false),
-            (line(base(), 250, true), "--private-users-ownership=off", true),
+            (
+                line(base(), 250, true),
+                "--private-users-ownership=off",
+                true,
+            ),
             (line(base(), 247, false), "--suppress-sync", false),
-            (line(base().network(Network::None), 252, false), "--private-network", true),
-            (line(base().network(Network::Host), 252, false), "network", false),
-            (line(base().bind(bind.clone()), 252, true), "--bind-ro=/a\\:b:/c:idmap", true),
-            (line(base().bind(bind), 252, false), "--bind-ro=/a\\:b:/c ", true),
+            (
+                line(base().network(Network::None), 252, false),
+                "--private-network",
+                true,
+            ),
+            (
+                line(base().network(Network::Host), 252, false),
+                "network",
+                false,
+            ),
+            (
+                line(base().bind(bind.clone()), 252, true),
+                "--bind-ro=/a\\:b:/c:idmap",
+                true,
+            ),
+            (
+                line(base().bind(bind), 252, false),
+                "--bind-ro=/a\\:b:/c ",
+                true,
+            ),
         ];
         for (line, part, there) in table {
             assert_eq!(line.contains(part), there, "{part} in {line}");

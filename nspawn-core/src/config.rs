@@ -140,7 +140,9 @@ pub enum ConfigError {
     #[error("two binds go to {0:?}")]
     TwoBinds(PathBuf),
     /// A text that cannot be an environment variable.
-    #[error("{0:?} is no environment variable name: letters, digits and '_', not beginning with a digit")]
+    #[error(
+        "{0:?} is no environment variable name: letters, digits and '_', not beginning with a digit"
+    )]
     Variable(String),
     /// A value that cannot be an environment variable's.
     #[error("the value of {0} holds a NUL byte")]
@@ -264,21 +266,36 @@ impl MachineBuilder {
 }
 
 /// Guest folders that a bind would break the boot by covering.
-const RESERVED: [&str; 9] = ["/", "/usr", "/proc", "/sys", "/dev", "/run", "/local", "/local/systemd", "/run/systemd"];
+const RESERVED: [&str; 9] = [
+    "/",
+    "/usr",
+    "/proc",
+    "/sys",
+    "/dev",
+    "/run",
+    "/local",
+    "/local/systemd",
+    "/run/systemd",
+];
 
 impl TryFrom<MachineSpec> for MachineConfig {
     type Error = ConfigError;
 
     fn try_from(spec: MachineSpec) -> Result<Self, ConfigError> {
-        let name: MachineName =
-            spec.name.parse().map_err(|source| ConfigError::Name { name: spec.name.clone(), source })?;
+        let name: MachineName = spec.name.parse().map_err(|source| ConfigError::Name {
+            name: spec.name.clone(),
+            source,
+        })?;
         check_units(&spec)?;
         check_rootfs(&spec)?;
         let mut guest_paths = HashSet::new();
         for bind in &spec.binds {
             check_absolute(&bind.host_path)?;
             check_absolute(&bind.guest_path)?;
-            if RESERVED.iter().any(|reserved| bind.guest_path == Path::new(reserved)) {
+            if RESERVED
+                .iter()
+                .any(|reserved| bind.guest_path == Path::new(reserved))
+            {
                 return Err(ConfigError::Reserved(bind.guest_path.clone()));
             }
             if !guest_paths.insert(&bind.guest_path) {
@@ -288,7 +305,9 @@ impl TryFrom<MachineSpec> for MachineConfig {
         for (variable, value) in &spec.environment {
             let good = !variable.is_empty()
                 && !variable.starts_with(|c: char| c.is_ascii_digit())
-                && variable.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+                && variable
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || c == '_');
             if !good {
                 return Err(ConfigError::Variable(variable.clone()));
             }
@@ -304,13 +323,19 @@ fn check_units(spec: &MachineSpec) -> Result<(), ConfigError> {
     let mut seen = HashSet::new();
     for unit in &spec.units {
         if unit.name().is_template() {
-            let example = unit.name().instance("1").map(|n| n.to_string()).unwrap_or_default();
+            let example = unit
+                .name()
+                .instance("1")
+                .map(|n| n.to_string())
+                .unwrap_or_default();
             return Err(ConfigError::Template(unit.name().clone(), example));
         }
         if !seen.insert(unit.name()) {
             return Err(ConfigError::TwoUnits(unit.name().clone()));
         }
-        let other_text = |other: &&UnitFile| other.file_name() == unit.file_name() && other.text() != unit.text();
+        let other_text = |other: &&UnitFile| {
+            other.file_name() == unit.file_name() && other.text() != unit.text()
+        };
         if spec.units.iter().any(|other| other_text(&other)) {
             return Err(ConfigError::TwoUnits(unit.file_name().clone()));
         }
@@ -326,15 +351,25 @@ fn check_rootfs(spec: &MachineSpec) -> Result<(), ConfigError> {
         Rootfs::Host if spec.persist => Err(ConfigError::PersistHost),
         Rootfs::Host => Ok(()),
         Rootfs::Directory { path } => check_absolute(path),
-        Rootfs::Disk { image, length: 0, .. } => Err(ConfigError::Disk(image.clone())),
-        Rootfs::Disk { image, filesystem, .. } if filesystem.is_empty() => Err(ConfigError::Disk(image.clone())),
+        Rootfs::Disk {
+            image, length: 0, ..
+        } => Err(ConfigError::Disk(image.clone())),
+        Rootfs::Disk {
+            image, filesystem, ..
+        } if filesystem.is_empty() => Err(ConfigError::Disk(image.clone())),
         Rootfs::Disk { image, .. } => check_absolute(image),
     }
 }
 
 fn check_absolute(path: &Path) -> Result<(), ConfigError> {
-    let climbs = path.components().any(|c| matches!(c, std::path::Component::ParentDir));
-    if path.is_absolute() && !climbs { Ok(()) } else { Err(ConfigError::NotAbsolute(path.to_owned())) }
+    let climbs = path
+        .components()
+        .any(|c| matches!(c, std::path::Component::ParentDir));
+    if path.is_absolute() && !climbs {
+        Ok(())
+    } else {
+        Err(ConfigError::NotAbsolute(path.to_owned()))
+    }
 }
 
 #[cfg(test)]
@@ -350,31 +385,73 @@ mod tests {
     }
 
     fn bind(guest: &str) -> Bind {
-        Bind { host_path: "/srv".into(), guest_path: guest.into(), read_only: false }
+        Bind {
+            host_path: "/srv".into(),
+            guest_path: guest.into(),
+            read_only: false,
+        }
     }
 
     #[test]
     fn contradictions_are_named() {
         let web: UnitName = "web.service".parse().unwrap();
         let other = UnitFile::new(web.clone(), "[Service]\nExecStart=/bin/false\n").unwrap();
-        let disk = Rootfs::Disk { image: "/a".into(), offset: 0, length: 0, filesystem: "ext4".into() };
+        let disk = Rootfs::Disk {
+            image: "/a".into(),
+            offset: 0,
+            length: 0,
+            filesystem: "ext4".into(),
+        };
         let table: Vec<(MachineBuilder, Option<ConfigError>)> = vec![
             (base().unit(unit("web.service")), None),
-            (base().unit(unit("web.service")).unit(unit("web.service")), Some(ConfigError::TwoUnits(web.clone()))),
-            (base().unit(unit("web.service")).unit(other), Some(ConfigError::TwoUnits(web.clone()))),
-            (base().unit(unit("web.service")).mask(web.clone()), Some(ConfigError::Masked(web))),
+            (
+                base().unit(unit("web.service")).unit(unit("web.service")),
+                Some(ConfigError::TwoUnits(web.clone())),
+            ),
+            (
+                base().unit(unit("web.service")).unit(other),
+                Some(ConfigError::TwoUnits(web.clone())),
+            ),
+            (
+                base().unit(unit("web.service")).mask(web.clone()),
+                Some(ConfigError::Masked(web)),
+            ),
             (
                 base().unit(unit("web@.service")),
-                Some(ConfigError::Template("web@.service".parse().unwrap(), "web@1.service".into())),
+                Some(ConfigError::Template(
+                    "web@.service".parse().unwrap(),
+                    "web@1.service".into(),
+                )),
             ),
-            (base().bind(bind("srv")), Some(ConfigError::NotAbsolute("srv".into()))),
-            (base().bind(bind("/a/../b")), Some(ConfigError::NotAbsolute("/a/../b".into()))),
-            (base().bind(bind("/usr")), Some(ConfigError::Reserved("/usr".into()))),
-            (base().bind(bind("/a")).bind(bind("/a")), Some(ConfigError::TwoBinds("/a".into()))),
-            (base().environment("1A", "x"), Some(ConfigError::Variable("1A".into()))),
-            (base().environment("A", "\0"), Some(ConfigError::Value("A".into()))),
+            (
+                base().bind(bind("srv")),
+                Some(ConfigError::NotAbsolute("srv".into())),
+            ),
+            (
+                base().bind(bind("/a/../b")),
+                Some(ConfigError::NotAbsolute("/a/../b".into())),
+            ),
+            (
+                base().bind(bind("/usr")),
+                Some(ConfigError::Reserved("/usr".into())),
+            ),
+            (
+                base().bind(bind("/a")).bind(bind("/a")),
+                Some(ConfigError::TwoBinds("/a".into())),
+            ),
+            (
+                base().environment("1A", "x"),
+                Some(ConfigError::Variable("1A".into())),
+            ),
+            (
+                base().environment("A", "\0"),
+                Some(ConfigError::Value("A".into())),
+            ),
             (base().persist(true), Some(ConfigError::PersistHost)),
-            (MachineConfig::builder("web".parse().unwrap(), disk), Some(ConfigError::Disk("/a".into()))),
+            (
+                MachineConfig::builder("web".parse().unwrap(), disk),
+                Some(ConfigError::Disk("/a".into())),
+            ),
         ];
         for (builder, error) in table {
             assert_eq!(builder.clone().build().err(), error, "{builder:?}");

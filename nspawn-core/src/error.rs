@@ -188,26 +188,39 @@ impl MachineError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Path { source, .. } | Self::System { source, .. } | Self::Rootfs { source, .. }
+            Self::Path { source, .. }
+            | Self::System { source, .. }
+            | Self::Rootfs { source, .. }
                 if source.raw_os_error() == Some(libc::ENOSPC) =>
             {
                 "the disk is full: free some space, or name another folder with --root".into()
             }
-            Self::Path { verb: "read", source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                "check the path".into()
-            }
+            Self::Path {
+                verb: "read",
+                source,
+                ..
+            } if source.kind() == io::ErrorKind::NotFound => "check the path".into(),
             Self::UnitName { .. } => "name the file as systemd would, such as web.service".into(),
-            Self::UnitFile { .. } => "a unit file has sections and settings: see systemd.unit(5)".into(),
+            Self::UnitFile { .. } => {
+                "a unit file has sections and settings: see systemd.unit(5)".into()
+            }
             Self::Template { .. } => "an instance is written as web@NAME.service".into(),
             Self::NameTaken { name } => {
-                format!("stop it with `nspawn-run stop {name}`, or give this one another name with --name")
+                format!(
+                    "stop it with `nspawn-run stop {name}`, or give this one another name with --name"
+                )
             }
             Self::NoMachine { .. } => "`nspawn-run list` shows the machines there are".into(),
             Self::OtherBase { name, .. } => {
-                format!("take the same image, another --name, or give the changes up with `nspawn-run remove {name}`")
+                format!(
+                    "take the same image, another --name, or give the changes up with `nspawn-run remove {name}`"
+                )
             }
             Self::NoIdMap { .. } => "run without them: --private-users=no".into(),
-            Self::Deadline { .. } => "see the boot in the machine's console log, or allow more time with --timeout".into(),
+            Self::Deadline { .. } => {
+                "see the boot in the machine's console log, or allow more time with --timeout"
+                    .into()
+            }
             Self::Host(problems) => problems.first()?.hint.clone(),
             _ => return None,
         })
@@ -224,7 +237,11 @@ fn first_problem(problems: &[HostProblem]) -> String {
 }
 
 fn said_text(said: &str) -> String {
-    if said.is_empty() { String::new() } else { format!(": {said}") }
+    if said.is_empty() {
+        String::new()
+    } else {
+        format!(": {said}")
+    }
 }
 
 /// Adds the verb and the path to an I/O error: `fs::read(p).at("read", p)?`.
@@ -234,7 +251,11 @@ pub(crate) trait PathContext<T> {
 
 impl<T, E: Into<io::Error>> PathContext<T> for Result<T, E> {
     fn at(self, verb: &'static str, path: &Path) -> Result<T, MachineError> {
-        self.map_err(|source| MachineError::Path { verb, path: path.to_owned(), source: source.into() })
+        self.map_err(|source| MachineError::Path {
+            verb,
+            path: path.to_owned(),
+            source: source.into(),
+        })
     }
 }
 
@@ -245,6 +266,9 @@ pub(crate) trait SystemContext<T> {
 
 impl<T, E: Into<io::Error>> SystemContext<T> for Result<T, E> {
     fn doing(self, verb: &'static str) -> Result<T, MachineError> {
-        self.map_err(|source| MachineError::System { verb, source: source.into() })
+        self.map_err(|source| MachineError::System {
+            verb,
+            source: source.into(),
+        })
     }
 }

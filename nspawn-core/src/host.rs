@@ -17,7 +17,10 @@ const CAPABILITIES: [(Capability, &str); 12] = [
     (Capability::CAP_SYS_ADMIN, "mounts and namespaces"),
     (Capability::CAP_NET_ADMIN, "addresses and links"),
     (Capability::CAP_SYS_CHROOT, "entering the machine's root"),
-    (Capability::CAP_SYS_PTRACE, "entering the machine's namespaces"),
+    (
+        Capability::CAP_SYS_PTRACE,
+        "entering the machine's namespaces",
+    ),
     (Capability::CAP_MKNOD, "device nodes of the machine"),
     (Capability::CAP_CHOWN, "owners of the machine's files"),
     (Capability::CAP_FOWNER, "modes of the machine's files"),
@@ -39,7 +42,10 @@ pub struct Dirs {
 
 impl Default for Dirs {
     fn default() -> Self {
-        Self { state: "/var/lib/nspawn-run".into(), run: "/run/nspawn-run".into() }
+        Self {
+            state: "/var/lib/nspawn-run".into(),
+            run: "/run/nspawn-run".into(),
+        }
     }
 }
 
@@ -105,7 +111,8 @@ impl Host {
     /// [`MachineError::Host`] with everything that keeps machines from running.
     pub fn detect_with(dirs: Dirs) -> Result<Self, MachineError> {
         let mut problems = Vec::new();
-        let mut keep = |check: HostCheck| problems.extend(check.problem.filter(|problem| problem.fatal));
+        let mut keep =
+            |check: HostCheck| problems.extend(check.problem.filter(|problem| problem.fatal));
         keep(check_root());
         keep(check_capabilities());
         let (nspawn_check, nspawn) = check_nspawn();
@@ -114,9 +121,13 @@ impl Host {
         keep(cgroup_check);
         keep(check_filesystem("overlay"));
         match nspawn {
-            Some((nspawn, nspawn_version)) if problems.is_empty() => {
-                Ok(Self { nspawn, nspawn_version, init_is_systemd: init_is_systemd(), cgroups, dirs })
-            }
+            Some((nspawn, nspawn_version)) if problems.is_empty() => Ok(Self {
+                nspawn,
+                nspawn_version,
+                init_is_systemd: init_is_systemd(),
+                cgroups,
+                dirs,
+            }),
             _ => Err(MachineError::Host(problems)),
         }
     }
@@ -126,7 +137,11 @@ impl Host {
     pub fn examine() -> Vec<HostCheck> {
         let init = HostCheck {
             name: "init",
-            found: if init_is_systemd() { "systemd".into() } else { "not systemd".into() },
+            found: if init_is_systemd() {
+                "systemd".into()
+            } else {
+                "not systemd".into()
+            },
             problem: None,
         };
         vec![
@@ -172,12 +187,29 @@ fn init_is_systemd() -> bool {
 }
 
 fn good(name: &'static str, found: impl Into<String>) -> HostCheck {
-    HostCheck { name, found: found.into(), problem: None }
+    HostCheck {
+        name,
+        found: found.into(),
+        problem: None,
+    }
 }
 
-fn bad(name: &'static str, fatal: bool, what: impl Into<String>, hint: impl Into<String>) -> HostCheck {
+fn bad(
+    name: &'static str,
+    fatal: bool,
+    what: impl Into<String>,
+    hint: impl Into<String>,
+) -> HostCheck {
     let what = what.into();
-    HostCheck { name, found: what.clone(), problem: Some(HostProblem { what, hint: hint.into(), fatal }) }
+    HostCheck {
+        name,
+        found: what.clone(),
+        problem: Some(HostProblem {
+            what,
+            hint: hint.into(),
+            fatal,
+        }),
+    }
 }
 
 fn check_root() -> HostCheck {
@@ -185,7 +217,12 @@ fn check_root() -> HostCheck {
     if uid.is_root() {
         return good("user", "root");
     }
-    bad("user", true, format!("running as user {uid}, machines need root"), "run it with sudo")
+    bad(
+        "user",
+        true,
+        format!("running as user {uid}, machines need root"),
+        "run it with sudo",
+    )
 }
 
 fn check_capabilities() -> HostCheck {
@@ -208,8 +245,17 @@ fn check_capabilities() -> HostCheck {
 
 /// Finds systemd-nspawn in the places programs are kept.
 fn check_nspawn() -> (HostCheck, Option<(PathBuf, u32)>) {
-    let folders = ["/usr/bin", "/bin", "/usr/local/bin", "/run/current-system/sw/bin", "/usr/sbin"];
-    let found = folders.iter().map(|folder| Path::new(folder).join("systemd-nspawn")).find(|path| path.is_file());
+    let folders = [
+        "/usr/bin",
+        "/bin",
+        "/usr/local/bin",
+        "/run/current-system/sw/bin",
+        "/usr/sbin",
+    ];
+    let found = folders
+        .iter()
+        .map(|folder| Path::new(folder).join("systemd-nspawn"))
+        .find(|path| path.is_file());
     let Some(path) = found else {
         let check = bad(
             "systemd-nspawn",
@@ -221,18 +267,29 @@ fn check_nspawn() -> (HostCheck, Option<(PathBuf, u32)>) {
         return (check, None);
     };
     let output = Command::new(&path).arg("--version").env_clear().output();
-    let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+    let text = output
+        .map(|o| String::from_utf8_lossy(&o.stdout).into_owned())
+        .unwrap_or_default();
     match parse_version(&text) {
-        Some(version) if version >= OLDEST_NSPAWN => {
-            (good("systemd-nspawn", format!("version {version}")), Some((path, version)))
-        }
+        Some(version) if version >= OLDEST_NSPAWN => (
+            good("systemd-nspawn", format!("version {version}")),
+            Some((path, version)),
+        ),
         Some(version) => {
             let what = format!("systemd-nspawn {version} is too old, {OLDEST_NSPAWN} is needed");
             (bad("systemd-nspawn", true, what, "update systemd"), None)
         }
         None => {
             let what = format!("{} does not tell its version", path.display());
-            (bad("systemd-nspawn", true, what, "run `systemd-nspawn --version` to see why"), None)
+            (
+                bad(
+                    "systemd-nspawn",
+                    true,
+                    what,
+                    "run `systemd-nspawn --version` to see why",
+                ),
+                None,
+            )
         }
     }
 }
@@ -240,23 +297,37 @@ fn check_nspawn() -> (HostCheck, Option<(PathBuf, u32)>) {
 /// The number in `systemd 252 (252.39-1)`.
 fn parse_version(text: &str) -> Option<u32> {
     let word = text.strip_prefix("systemd ")?.split_whitespace().next()?;
-    word.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    word.split(|c: char| !c.is_ascii_digit())
+        .next()?
+        .parse()
+        .ok()
 }
 
 fn check_cgroups() -> (HostCheck, Cgroups) {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let cgroups = parse_cgroups(&mounts);
     let check = match &cgroups {
-        Cgroups::Unified if rustix::fs::access("/sys/fs/cgroup", rustix::fs::Access::WRITE_OK).is_err() => bad(
-            "cgroups",
-            true,
-            "/sys/fs/cgroup is mounted read-only",
-            "in a container: run it privileged, so that it may make cgroups",
-        ),
+        Cgroups::Unified
+            if rustix::fs::access("/sys/fs/cgroup", rustix::fs::Access::WRITE_OK).is_err() =>
+        {
+            bad(
+                "cgroups",
+                true,
+                "/sys/fs/cgroup is mounted read-only",
+                "in a container: run it privileged, so that it may make cgroups",
+            )
+        }
         Cgroups::Unified => good("cgroups", "unified"),
         Cgroups::Mixed { .. } => match check_filesystem("cgroup2").problem {
-            None => good("cgroups", "version 1 or hybrid: each machine gets a private cgroup2 mount, without limits"),
-            Some(problem) => HostCheck { name: "cgroups", found: problem.what.clone(), problem: Some(problem) },
+            None => good(
+                "cgroups",
+                "version 1 or hybrid: each machine gets a private cgroup2 mount, without limits",
+            ),
+            Some(problem) => HostCheck {
+                name: "cgroups",
+                found: problem.what.clone(),
+                problem: Some(problem),
+            },
         },
     };
     (check, cgroups)
@@ -266,8 +337,12 @@ fn check_cgroups() -> (HostCheck, Cgroups) {
 fn parse_cgroups(mountinfo: &str) -> Cgroups {
     let mut cgroup2 = None;
     for line in mountinfo.lines() {
-        let Some((left, right)) = line.split_once(" - ") else { continue };
-        let Some(point) = left.split(' ').nth(4) else { continue };
+        let Some((left, right)) = line.split_once(" - ") else {
+            continue;
+        };
+        let Some(point) = left.split(' ').nth(4) else {
+            continue;
+        };
         if right.starts_with("cgroup2 ") {
             if point == "/sys/fs/cgroup" {
                 return Cgroups::Unified;
@@ -280,20 +355,34 @@ fn parse_cgroups(mountinfo: &str) -> Cgroups {
 
 fn check_filesystem(name: &'static str) -> HostCheck {
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    let listed = known.lines().any(|line| line.split_whitespace().next_back() == Some(name));
+    let listed = known
+        .lines()
+        .any(|line| line.split_whitespace().next_back() == Some(name));
     // a module may be loaded by the first mount
     let module = || {
-        let folder = Path::new("/lib/modules").join(kernel_release()).join("kernel/fs").join(module_folder(name));
+        let folder = Path::new("/lib/modules")
+            .join(kernel_release())
+            .join("kernel/fs")
+            .join(module_folder(name));
         folder.is_dir()
     };
     if listed || module() {
         return good(name, "available");
     }
-    bad(name, true, format!("the kernel has no {name} file system"), format!("load it: modprobe {name}"))
+    bad(
+        name,
+        true,
+        format!("the kernel has no {name} file system"),
+        format!("load it: modprobe {name}"),
+    )
 }
 
 fn module_folder(filesystem: &str) -> &str {
-    if filesystem == "overlay" { "overlayfs" } else { filesystem }
+    if filesystem == "overlay" {
+        "overlayfs"
+    } else {
+        filesystem
+    }
 }
 
 fn check_loop() -> HostCheck {
@@ -318,24 +407,42 @@ fn check_user_namespaces() -> HostCheck {
             "allow them: sysctl user.max_user_namespaces=15000",
         ),
         Ok(most) => good("user namespaces", format!("up to {most}")),
-        Err(_) => bad("user namespaces", false, "the kernel has none", "run with --private-users=no"),
+        Err(_) => bad(
+            "user namespaces",
+            false,
+            "the kernel has none",
+            "run with --private-users=no",
+        ),
     }
 }
 
 /// The kernel's release, such as `6.12.0`; empty where `/proc` does not tell.
 fn kernel_release() -> String {
-    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+    fs::read_to_string("/proc/sys/kernel/osrelease")
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }
 
 /// The argument list in one line, for people; quoted where a shell would need it.
 #[must_use]
 pub fn shell_line(program: &Path, args: &[OsString]) -> String {
     let quote = |text: String| {
-        let plain = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_=:/.,@%+".contains(c));
-        if plain { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+        let plain = !text.is_empty()
+            && text
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_=:/.,@%+".contains(c));
+        if plain {
+            text
+        } else {
+            format!("'{}'", text.replace('\'', "'\\''"))
+        }
     };
     let mut words = vec![quote(program.display().to_string())];
-    words.extend(args.iter().map(|arg| quote(arg.to_string_lossy().into_owned())));
+    words.extend(
+        args.iter()
+            .map(|arg| quote(arg.to_string_lossy().into_owned())),
+    );
     words.join(" ")
 }
 
@@ -371,6 +478,9 @@ mod tests {
     #[test]
     fn a_command_line_can_be_pasted() {
         let args = ["--a=b", "x y", "it's"].map(OsString::from);
-        assert_eq!(shell_line(Path::new("/usr/bin/x"), &args), "/usr/bin/x --a=b 'x y' 'it'\\''s'");
+        assert_eq!(
+            shell_line(Path::new("/usr/bin/x"), &args),
+            "/usr/bin/x --a=b 'x y' 'it'\\''s'"
+        );
     }
 }

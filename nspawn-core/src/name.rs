@@ -43,10 +43,21 @@ impl MachineName {
     /// `None` where nothing usable is left.
     #[must_use]
     pub fn derive(text: &str) -> Option<Self> {
-        let mapped: String =
-            text.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
-        let labels: Vec<&str> =
-            mapped.split('.').map(|label| label.trim_matches('-')).filter(|label| !label.is_empty()).collect();
+        let mapped: String = text
+            .chars()
+            .map(|c| {
+                if c.is_ascii_alphanumeric() || c == '.' {
+                    c
+                } else {
+                    '-'
+                }
+            })
+            .collect();
+        let labels: Vec<&str> = mapped
+            .split('.')
+            .map(|label| label.trim_matches('-'))
+            .filter(|label| !label.is_empty())
+            .collect();
         let mut name = labels.join(".");
         name.truncate(MACHINE_NAME_MAX);
         name.trim_end_matches(['.', '-']).parse().ok()
@@ -60,10 +71,14 @@ impl FromStr for MachineName {
         if !(1..=MACHINE_NAME_MAX).contains(&text.len()) {
             return Err(MachineNameError::Length(text.chars().count()));
         }
-        if let Some(bad) = text.chars().find(|c| !c.is_ascii_alphanumeric() && !"-.".contains(*c)) {
+        if let Some(bad) = text
+            .chars()
+            .find(|c| !c.is_ascii_alphanumeric() && !"-.".contains(*c))
+        {
             return Err(MachineNameError::Character(bad));
         }
-        let edged = |label: &str| label.is_empty() || label.starts_with('-') || label.ends_with('-');
+        let edged =
+            |label: &str| label.is_empty() || label.starts_with('-') || label.ends_with('-');
         if text.split('.').any(edged) {
             return Err(MachineNameError::Label);
         }
@@ -102,7 +117,9 @@ pub enum UnitNameError {
     #[error("a unit name holds letters, digits and any of \":-_.\\@\" only, not {0:?}")]
     Character(char),
     /// No suffix, or one that is no unit type.
-    #[error("a unit name ends in its type (.service, .socket, .timer, .path, .target, .mount, ...)")]
+    #[error(
+        "a unit name ends in its type (.service, .socket, .timer, .path, .target, .mount, ...)"
+    )]
     Suffix,
     /// Nothing before the suffix or before the `@`.
     #[error("a unit name has something before its type and before '@'")]
@@ -110,8 +127,18 @@ pub enum UnitNameError {
 }
 
 /// The suffix of a unit name: what kind of object it is. Source: systemd.unit(5).
-const UNIT_TYPES: [&str; 10] =
-    ["service", "socket", "timer", "path", "target", "mount", "automount", "swap", "slice", "scope"];
+const UNIT_TYPES: [&str; 10] = [
+    "service",
+    "socket",
+    "timer",
+    "path",
+    "target",
+    "mount",
+    "automount",
+    "swap",
+    "slice",
+    "scope",
+];
 
 /// A unit name such as `web.service`, `web@1.service` (an instance) or `web@.service` (a template).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -128,7 +155,9 @@ impl UnitName {
     /// The name without its type: `web@1` of `web@1.service`.
     #[must_use]
     pub fn stem(&self) -> &str {
-        self.0.rsplit_once('.').map_or(self.0.as_str(), |(stem, _)| stem)
+        self.0
+            .rsplit_once('.')
+            .map_or(self.0.as_str(), |(stem, _)| stem)
     }
 
     /// The type: `service` of `web.service`.
@@ -158,7 +187,9 @@ impl UnitName {
         if !self.is_template() {
             return None;
         }
-        format!("{}{instance}.{}", self.stem(), self.kind()).parse().ok()
+        format!("{}{instance}.{}", self.stem(), self.kind())
+            .parse()
+            .ok()
     }
 }
 
@@ -169,10 +200,15 @@ impl FromStr for UnitName {
         if !(1..=UNIT_NAME_MAX).contains(&text.len()) {
             return Err(UnitNameError::Length(text.chars().count()));
         }
-        if let Some(bad) = text.chars().find(|c| !c.is_ascii_alphanumeric() && !":-_.\\@".contains(*c)) {
+        if let Some(bad) = text
+            .chars()
+            .find(|c| !c.is_ascii_alphanumeric() && !":-_.\\@".contains(*c))
+        {
             return Err(UnitNameError::Character(bad));
         }
-        let Some((stem, kind)) = text.rsplit_once('.') else { return Err(UnitNameError::Suffix) };
+        let Some((stem, kind)) = text.rsplit_once('.') else {
+            return Err(UnitNameError::Suffix);
+        };
         if !UNIT_TYPES.contains(&kind) {
             return Err(UnitNameError::Suffix);
         }
@@ -239,7 +275,11 @@ mod tests {
             (long.as_str(), Some(&long[..64])),
         ];
         for (text, name) in table {
-            assert_eq!(MachineName::derive(text).as_ref().map(MachineName::as_str), name, "{text:?}");
+            assert_eq!(
+                MachineName::derive(text).as_ref().map(MachineName::as_str),
+                name,
+                "{text:?}"
+            );
         }
     }
 

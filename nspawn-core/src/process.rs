@@ -31,14 +31,22 @@ impl ProcessId {
     /// Opens a pidfd, where the process is still the one that was named.
     pub(crate) fn open(&self) -> io::Result<OwnedFd> {
         let gone = || io::Error::from_raw_os_error(libc::ESRCH);
-        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
+        let pid = i32::try_from(self.pid)
+            .ok()
+            .and_then(Pid::from_raw)
+            .ok_or_else(gone)?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
         // after the opening: from here on the descriptor means this process alone
-        if Self::of(self.pid) == Some(*self) { Ok(pidfd) } else { Err(gone()) }
+        if Self::of(self.pid) == Some(*self) {
+            Ok(pidfd)
+        } else {
+            Err(gone())
+        }
     }
 
     /// Whether it is still there and no zombie.
-    pub(crate) fn is_alive(&self) -> bool {
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
         self.open().is_ok_and(|pidfd| !has_ended(&pidfd))
     }
 }
@@ -72,13 +80,22 @@ pub(crate) fn wait_end(pidfd: impl AsFd, deadline: Instant) -> bool {
 /// `inner` is what the supervisor says of itself; it is PID 1 of a namespace below its own.
 pub(crate) fn child_by_inner_pid(supervisor: u32, inner: u32) -> Option<u32> {
     let all = fs::read_dir("/proc").ok()?;
-    let pids = all.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let pids = all
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     pids.into_iter().find(|pid| {
-        let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
+        let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
+            return false;
+        };
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
         let parent: Option<u32> = field("PPid:").and_then(|text| text.trim().parse().ok());
-        let spaces: Vec<u32> =
-            field("NSpid:").map(|t| t.split_whitespace().filter_map(|p| p.parse().ok()).collect()).unwrap_or_default();
+        let spaces: Vec<u32> = field("NSpid:")
+            .map(|t| {
+                t.split_whitespace()
+                    .filter_map(|p| p.parse().ok())
+                    .collect()
+            })
+            .unwrap_or_default();
         parent == Some(supervisor) && spaces.len() >= 2 && spaces[spaces.len() - 2] == inner
     })
 }
@@ -98,7 +115,10 @@ mod tests {
     fn a_recycled_pid_is_another_process() {
         let me = ProcessId::of(std::process::id()).unwrap();
         assert!(me.is_alive());
-        let other = ProcessId { start_ticks: me.start_ticks + 1, ..me };
+        let other = ProcessId {
+            start_ticks: me.start_ticks + 1,
+            ..me
+        };
         assert!(!other.is_alive());
         assert!(other.open().is_err());
     }

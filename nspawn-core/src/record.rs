@@ -14,6 +14,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -81,6 +82,10 @@ pub struct Record {
     pub keep_record: bool,
     /// When it was started, in seconds since 1970.
     pub started_at: u64,
+    /// What it said last of what it is doing.
+    pub status: String,
+    /// What was done otherwise than asked, and why.
+    pub notices: Vec<String>,
     /// How it ended.
     pub outcome: Option<Outcome>,
     /// The machine's cgroup, by its path in the cgroup2 hierarchy.
@@ -103,7 +108,9 @@ pub(crate) struct Kept {
 
 /// Seconds since 1970.
 pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
 }
 
 /// The folders of one machine.
@@ -115,7 +122,10 @@ pub(crate) struct Places {
 
 impl Places {
     pub(crate) fn of(dirs: &Dirs, name: &MachineName) -> Self {
-        Self { run: machines(&dirs.run).join(name.as_str()), state: machines(&dirs.state).join(name.as_str()) }
+        Self {
+            run: machines(&dirs.run).join(name.as_str()),
+            state: machines(&dirs.state).join(name.as_str()),
+        }
     }
 
     pub(crate) fn record_file(&self) -> PathBuf {
@@ -141,7 +151,12 @@ impl Places {
         // a lock whose folder was removed between opening and locking is nobody's: bounded tries
         for _ in 0..100 {
             make_private(&self.run)?;
-            let file = match OpenOptions::new().create(true).truncate(false).write(true).open(&path) {
+            let file = match OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&path)
+            {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 other => other.at("open", &path)?,
             };
@@ -165,7 +180,7 @@ impl Places {
 
     /// Removes what a machine leaves in the run folder, the lock last.
     pub(crate) fn remove_run(&self) -> Result<(), MachineError> {
-        remove_all_but(&self.run, "lock")?;
+        remove_all_but(&self.run, &["lock"])?;
         remove_file(&self.run.join("lock"))?;
         // another process may have begun to use it again
         let _ = fs::remove_dir(&self.run);
@@ -174,10 +189,7 @@ impl Places {
 
     /// Removes all of the run folder but the record.
     pub(crate) fn keep_only_record(&self) -> Result<(), MachineError> {
-        for entry in ["local", "base", "root", "notify.sock"] {
-            remove_path(&self.run.join(entry))?;
-        }
-        Ok(())
+        remove_all_but(&self.run, &["lock", "state.json"])
     }
 
     /// Removes the changes to the root file system and all else that outlives a boot.
@@ -185,27 +197,33 @@ impl Places {
         remove_path(&self.state)
     }
 
-    /// Waits for a change of the record or the end of the folder; `false` where the deadline came first.
+    /// Waits until `done` says so of the record; `false` where the deadline, the end of the folder or that of
+    /// the process behind `owner` came first.
     ///
     /// `done` is asked first and after each change.
     pub(crate) fn wait_record(
         &self,
         deadline: Instant,
+        owner: Option<BorrowedFd<'_>>,
         mut done: impl FnMut(Option<&Record>) -> bool,
     ) -> Result<bool, MachineError> {
-        let watch = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).doing("watch files")?;
-        let what = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_DELETE_SELF;
-        let there = match watch.add_watch(&self.run, what) {
-            Ok(_) => true,
-            Err(nix::errno::Errno::ENOENT) => false,
-            Err(error) => return Err(error).at("watch", &self.run),
-        };
+        let watch =
+            Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).doing("watch files")?;
+        let what =
+            AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_DELETE_SELF;
+        make_private(&self.run)?;
+        watch.add_watch(&self.run, what).at("watch", &self.run)?;
         loop {
+            let owner_ended = owner.is_some_and(crate::process::has_ended);
             let record = self.read_record()?;
             if done(record.as_ref()) {
                 return Ok(true);
             }
-            if !there || record.is_none() && !self.run.exists() || !crate::wait::readable(&watch, deadline)? {
+            if owner_ended || !self.run.exists() {
+                return Ok(false);
+            }
+            let fds: Vec<BorrowedFd<'_>> = std::iter::once(watch.as_fd()).chain(owner).collect();
+            if crate::wait::first_readable(&fds, deadline)?.is_none() {
                 return Ok(false);
             }
             let _ = watch.read_events();
@@ -217,6 +235,22 @@ impl Places {
 #[derive(Debug)]
 pub(crate) struct Lock {
     _file: Flock<File>,
+}
+
+/// Waits for the lock under which machines choose what they must not share.
+pub(crate) fn lock_all(dirs: &Dirs) -> Result<Lock, MachineError> {
+    make_private(&dirs.run)?;
+    let path = dirs.run.join("lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .at("open", &path)?;
+    let lock = Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .at("lock", &path)?;
+    Ok(Lock { _file: lock })
 }
 
 /// The folder of all machines below a root.
@@ -246,14 +280,20 @@ pub(crate) fn names(dir: &Path) -> Result<Vec<MachineName>, MachineError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error).at("read", dir),
     };
-    let names = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let names = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     Ok(names.collect())
 }
 
 /// Makes what is left of a machine whose owner died disappear: processes, cgroup, folders.
 ///
 /// The caller holds the machine's lock.
-pub(crate) fn clear(places: &Places, cgroups: &Cgroups, deadline: Instant) -> Result<(), MachineError> {
+pub(crate) fn clear(
+    places: &Places,
+    cgroups: &Cgroups,
+    deadline: Instant,
+) -> Result<(), MachineError> {
     let record = match places.read_record() {
         Ok(record) => record,
         Err(MachineError::Record { .. }) => None,
@@ -270,12 +310,16 @@ pub(crate) fn clear(places: &Places, cgroups: &Cgroups, deadline: Instant) -> Re
     } else if !places.kept_file().exists() {
         places.remove_state()?;
     }
-    remove_all_but(&places.run, "lock")
+    remove_all_but(&places.run, &["lock"])
 }
 
 /// Makes a folder and those above it, closed to other users.
 pub(crate) fn make_private(dir: &Path) -> Result<(), MachineError> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).at("make", dir)
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .at("make", dir)
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, MachineError> {
@@ -285,17 +329,27 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, M
         Err(error) => return Err(error).at("read", path),
     };
     let value = serde_json::from_slice(&bytes);
-    value.map(Some).map_err(|source| MachineError::Record { path: path.to_owned(), source })
+    value.map(Some).map_err(|source| MachineError::Record {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Replaces a file by rename, so that readers see the old text or the new.
 fn write_json(path: &Path, value: &impl Serialize) -> Result<(), MachineError> {
-    let bytes =
-        serde_json::to_vec_pretty(value).map_err(|source| MachineError::Record { path: path.to_owned(), source })?;
+    let bytes = serde_json::to_vec_pretty(value).map_err(|source| MachineError::Record {
+        path: path.to_owned(),
+        source,
+    })?;
     let dir = path.parent().unwrap_or(Path::new("/"));
-    let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(dir).at("write", path)?;
+    let mut file = tempfile::Builder::new()
+        .prefix(".new-")
+        .tempfile_in(dir)
+        .at("write", path)?;
     file.write_all(&bytes).at("write", path)?;
-    file.persist(path).map_err(|error| error.error).at("write", path)?;
+    file.persist(path)
+        .map_err(|error| error.error)
+        .at("write", path)?;
     Ok(())
 }
 
@@ -309,13 +363,16 @@ pub(crate) fn write_kept(places: &Places, kept: &Kept) -> Result<(), MachineErro
     write_json(&places.kept_file(), kept)
 }
 
-fn remove_all_but(dir: &Path, kept: &str) -> Result<(), MachineError> {
+fn remove_all_but(dir: &Path, kept: &[&str]) -> Result<(), MachineError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error).at("read", dir),
     };
-    for entry in entries.flatten().filter(|entry| entry.file_name() != kept) {
+    for entry in entries
+        .flatten()
+        .filter(|entry| !kept.iter().any(|name| entry.file_name() == *name))
+    {
         remove_path(&entry.path())?;
     }
     Ok(())
@@ -344,7 +401,10 @@ mod tests {
 
     fn places() -> (tempfile::TempDir, Places) {
         let dir = tempfile::tempdir().unwrap();
-        let dirs = Dirs { state: dir.path().join("state"), run: dir.path().join("run") };
+        let dirs = Dirs {
+            state: dir.path().join("state"),
+            run: dir.path().join("run"),
+        };
         let places = Places::of(&dirs, &"web".parse().unwrap());
         (dir, places)
     }

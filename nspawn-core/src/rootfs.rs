@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! disk image -> loop device (read-only, AUTOCLEAR) -> base/ ─┐
-//! folder ----------------------------------------> base/ ─┤ id-mapped where users are mapped
-//!                                upper/ + work/ ----------┴-> overlay at root/
+//! folder ------------------------------------------> base/ ─┤ id-mapped where users are mapped
+//! files of ours ----------------------------------> layer/ ─┤
+//! changes -------------------------------> upper/ + work/ ─┴-> overlay at root/
+//!
 //! the host's /usr ---------------------------------> root/usr, in a tmpfs at root/
 //! ```
 //!
@@ -13,14 +15,17 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, chown, symlink};
+use std::os::unix::fs::{
+    DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, chown, lchown, symlink,
+};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-use crate::config::{MachineConfig, Rootfs};
+use crate::config::{MachineConfig, Network, Rootfs};
 use crate::error::{MachineError, PathContext as _};
+use crate::network;
 use crate::record::Places;
 use crate::sys;
 use crate::user_range::UserRange;
@@ -30,8 +35,15 @@ const LOOP_TRIES: usize = 64;
 
 /// What of the host's `/etc` programs in its `/usr` cannot do without: links they are started through, the
 /// linker's cache, certificates.
-const HOST_ETC: [&str; 7] =
-    ["alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "ssl/certs", "ca-certificates", "pki"];
+const HOST_ETC: [&str; 7] = [
+    "alternatives",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "ssl/certs",
+    "ca-certificates",
+    "pki",
+];
 
 /// Links that merged-/usr systems have at their root. Source: file-hierarchy(7).
 const USR_LINKS: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
@@ -55,49 +67,126 @@ pub(crate) fn assemble(
     for dir in [&root, &base] {
         fs::create_dir_all(dir).at("make", dir)?;
     }
+    let owner = id_map.map_or(0, |map| map.range.base());
+    let links = config.spec().network == Network::Veth;
     match &config.spec().rootfs {
         Rootfs::Host => {
             volatile_root(&root, id_map)?;
+            if links {
+                write_file(
+                    &root,
+                    network::GUEST_NETWORK_FILE,
+                    network::GUEST_NETWORK,
+                    owner,
+                )?;
+            }
             return Ok(root);
         }
         Rootfs::Directory { path } => {
             if !is_os_tree(path) {
-                let what = format!("{} holds no operating system (no os-release)", path.display());
-                return Err(MachineError::Rootfs { what, source: io::ErrorKind::InvalidData.into() });
+                let what = format!(
+                    "{} holds no operating system (no os-release)",
+                    path.display()
+                );
+                return Err(MachineError::Rootfs {
+                    what,
+                    source: io::ErrorKind::InvalidData.into(),
+                });
             }
             bind_base(path, &base, id_map)?;
         }
-        Rootfs::Disk { image, offset, length, filesystem } => {
+        Rootfs::Disk {
+            image,
+            offset,
+            length,
+            filesystem,
+        } => {
             mount_disk(image, *offset, *length, filesystem, &base, &places.run)?;
             if id_map.is_some() {
                 bind_base(&base, &base, id_map)?;
             }
             if !is_os_tree(&base) {
-                let what = format!("{} holds no operating system (no os-release)", image.display());
-                return Err(MachineError::Rootfs { what, source: io::ErrorKind::InvalidData.into() });
+                let what = format!(
+                    "{} holds no operating system (no os-release)",
+                    image.display()
+                );
+                return Err(MachineError::Rootfs {
+                    what,
+                    source: io::ErrorKind::InvalidData.into(),
+                });
             }
         }
     }
-    overlay(&base, places, &root, config.spec().persist, id_map.map(|map| map.range))?;
+    let layer = places.run.join("layer");
+    make_dir(&layer, owner)?;
+    if links {
+        write_file(
+            &layer,
+            network::GUEST_NETWORK_FILE,
+            network::GUEST_NETWORK,
+            owner,
+        )?;
+    }
+    overlay(
+        &[&layer, &base],
+        places,
+        &root,
+        config.spec().persist,
+        owner,
+    )?;
     Ok(root)
+}
+
+/// Writes a file below `root` with the folders on the way to it.
+fn write_file(root: &Path, relative: &str, text: &str, owner: u32) -> Result<(), MachineError> {
+    let path = root.join(relative);
+    let mut dir = root.to_owned();
+    for part in Path::new(relative)
+        .parent()
+        .into_iter()
+        .flat_map(Path::components)
+    {
+        dir.push(part);
+        make_dir(&dir, owner)?;
+    }
+    fs::write(&path, text).at("write", &path)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).at("write", &path)?;
+    chown(&path, Some(owner), Some(owner)).at("change the owner of", &path)
+}
+
+/// Makes a folder that belongs to the machine's root; one that is there is left as it is.
+fn make_dir(dir: &Path, owner: u32) -> Result<(), MachineError> {
+    match fs::DirBuilder::new().mode(0o755).create(dir) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => {
+            other.at("make", dir)?;
+            chown(dir, Some(owner), Some(owner)).at("change the owner of", dir)
+        }
+    }
 }
 
 /// Whether a folder is the root of an operating system. Source: os-release(5).
 ///
 /// Either file may be a link that only makes sense inside the tree, so that links are not followed.
 pub(crate) fn is_os_tree(dir: &Path) -> bool {
-    ["etc/os-release", "usr/lib/os-release"].iter().any(|file| fs::symlink_metadata(dir.join(file)).is_ok())
+    ["etc/os-release", "usr/lib/os-release"]
+        .iter()
+        .any(|file| fs::symlink_metadata(dir.join(file)).is_ok())
 }
 
 /// A root in memory with the host's `/usr` in it, and what programs there need of the host's `/etc`.
 fn volatile_root(root: &Path, id_map: Option<&IdMap>) -> Result<(), MachineError> {
     let owner = id_map.map_or(0, |map| map.range.base());
     let options = format!("mode=0755,uid={owner},gid={owner}");
-    mount(Some("tmpfs"), root, Some("tmpfs"), MsFlags::MS_NODEV, Some(options.as_str())).at("mount a tmpfs at", root)?;
-    let make = |dir: &Path| -> Result<(), MachineError> {
-        fs::DirBuilder::new().mode(0o755).create(dir).at("make", dir)?;
-        chown(dir, Some(owner), Some(owner)).at("change the owner of", dir)
-    };
+    mount(
+        Some("tmpfs"),
+        root,
+        Some("tmpfs"),
+        MsFlags::MS_NODEV,
+        Some(options.as_str()),
+    )
+    .at("mount a tmpfs at", root)?;
+    let make = |dir: &Path| make_dir(dir, owner);
     let usr = root.join("usr");
     make(&usr)?;
     bind_base(Path::new("/usr"), &usr, id_map)?;
@@ -105,23 +194,31 @@ fn volatile_root(root: &Path, id_map: Option<&IdMap>) -> Result<(), MachineError
         let link = root.join(name);
         if let Ok(target) = fs::read_link(Path::new("/").join(name)) {
             symlink(&target, &link).at("make", &link)?;
+            lchown(&link, Some(owner), Some(owner)).at("change the owner of", &link)?;
         }
     }
     if !root.join("bin").exists() {
         let what = "the host's /bin is not in /usr: image `host` needs a merged /usr".to_owned();
-        return Err(MachineError::Rootfs { what, source: io::ErrorKind::Unsupported.into() });
+        return Err(MachineError::Rootfs {
+            what,
+            source: io::ErrorKind::Unsupported.into(),
+        });
     }
     let etc = root.join("etc");
     make(&etc)?;
     // with a machine ID this is no first boot: systemd neither asks for settings nor enables what is in /usr
-    let id = fs::read_to_string("/proc/sys/kernel/random/uuid").at("read", Path::new("/proc"))?.replace('-', "");
+    let id = fs::read_to_string("/proc/sys/kernel/random/uuid")
+        .at("read", Path::new("/proc"))?
+        .replace('-', "");
     let id_file = etc.join("machine-id");
     fs::write(&id_file, id).at("write", &id_file)?;
     fs::set_permissions(&id_file, fs::Permissions::from_mode(0o444)).at("write", &id_file)?;
     for name in HOST_ETC {
         let from = Path::new("/etc").join(name);
         let to = etc.join(name);
-        let Ok(meta) = fs::metadata(&from) else { continue };
+        let Ok(meta) = fs::metadata(&from) else {
+            continue;
+        };
         if let Some(parent) = to.parent().filter(|parent| !parent.exists()) {
             make(parent)?;
         }
@@ -137,7 +234,11 @@ fn volatile_root(root: &Path, id_map: Option<&IdMap>) -> Result<(), MachineError
 
 fn bind_read_only(from: &Path, to: &Path) -> Result<(), MachineError> {
     mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).at("bind to", to)?;
-    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let flags = MsFlags::MS_BIND
+        | MsFlags::MS_REMOUNT
+        | MsFlags::MS_RDONLY
+        | MsFlags::MS_NOSUID
+        | MsFlags::MS_NODEV;
     mount(None::<&str>, to, None::<&str>, flags, None::<&str>).at("make read-only", to)
 }
 
@@ -150,8 +251,12 @@ fn bind_base(from: &Path, to: &Path, id_map: Option<&IdMap>) -> Result<(), Machi
     };
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = open_tree(rustix::fs::CWD, from, flags).at("open the mount", from)?;
-    sys::mount_id_map(tree.as_fd(), map.namespace.as_fd())
-        .map_err(|source| MachineError::NoIdMap { what: from.display().to_string(), source })?;
+    sys::mount_id_map(tree.as_fd(), map.namespace.as_fd()).map_err(|source| {
+        MachineError::NoIdMap {
+            what: from.display().to_string(),
+            source,
+        }
+    })?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(tree.as_fd(), "", rustix::fs::CWD, to, flags).at("mount at", to)
 }
@@ -174,7 +279,14 @@ fn mount_disk(
         "btrfs" => Some("rescue=nologreplay"),
         _ => None,
     };
-    mount(Some(&path), to, Some(filesystem), MsFlags::MS_RDONLY, options).map_err(|error| MachineError::Rootfs {
+    mount(
+        Some(&path),
+        to,
+        Some(filesystem),
+        MsFlags::MS_RDONLY,
+        options,
+    )
+    .map_err(|error| MachineError::Rootfs {
         what: format!(
             "mount the {filesystem} file system at byte {offset} of {} ({length} bytes)",
             image.display()
@@ -211,7 +323,10 @@ fn attach_loop(
             path = scratch.join(format!("loop{number}"));
             make_loop_node(&path, number)?;
         }
-        let device = OpenOptions::new().read(true).open(&path).at("open", &path)?;
+        let device = OpenOptions::new()
+            .read(true)
+            .open(&path)
+            .at("open", &path)?;
         match sys::loop_attach(device.as_fd(), file.as_fd(), offset, length) {
             Ok(()) => return Ok((device, path)),
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
@@ -225,32 +340,37 @@ fn make_loop_node(path: &Path, number: u32) -> Result<(), MachineError> {
     use nix::sys::stat::{Mode, SFlag, makedev, mknod};
     /// Source: linux/major.h, `LOOP_MAJOR`.
     const LOOP_MAJOR: u64 = 7;
-    match mknod(path, SFlag::S_IFBLK, Mode::S_IRUSR, makedev(LOOP_MAJOR, u64::from(number))) {
+    match mknod(
+        path,
+        SFlag::S_IFBLK,
+        Mode::S_IRUSR,
+        makedev(LOOP_MAJOR, u64::from(number)),
+    ) {
         Err(nix::errno::Errno::EEXIST) => Ok(()),
         other => other.at("make", path),
     }
 }
 
-/// Lays a writable folder over the base.
+/// Lays a writable folder over the others, the first of which is on top.
 fn overlay(
-    base: &Path,
+    lower: &[&Path],
     places: &Places,
     root: &Path,
     persist: bool,
-    range: Option<UserRange>,
+    owner: u32,
 ) -> Result<(), MachineError> {
     let upper = places.state.join("upper");
     let work = places.state.join("work");
     for dir in [&upper, &work] {
-        if !dir.exists() {
-            fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).at("make", dir)?;
-            let owner = range.map_or(0, UserRange::base);
-            chown(dir, Some(owner), Some(owner)).at("change the owner of", dir)?;
-        }
+        make_dir(dir, owner)?;
     }
     let mut options = format!(
         "lowerdir={},upperdir={},workdir={}",
-        base.display(),
+        lower
+            .iter()
+            .map(|dir| dir.to_string_lossy())
+            .collect::<Vec<_>>()
+            .join(":"),
         upper.display(),
         work.display()
     );
@@ -260,8 +380,18 @@ fn overlay(
         // left by a run that was killed; it would refuse the mount
         crate::record::remove_path(&work.join("work"))?;
     }
-    mount(Some("overlay"), root, Some("overlay"), MsFlags::empty(), Some(options.as_str())).map_err(|error| {
-        let what = format!("mount the overlay of {} on {}", upper.display(), base.display());
-        MachineError::Rootfs { what, source: error.into() }
+    mount(
+        Some("overlay"),
+        root,
+        Some("overlay"),
+        MsFlags::empty(),
+        Some(options.as_str()),
+    )
+    .map_err(|error| {
+        let what = format!("mount the overlay at {}", root.display());
+        MachineError::Rootfs {
+            what,
+            source: error.into(),
+        }
     })
 }

@@ -5,7 +5,6 @@
 //! allocation, no lock.
 #![allow(unsafe_code)]
 
-use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
@@ -63,7 +62,12 @@ pub(crate) fn loop_get_free(control: BorrowedFd<'_>) -> io::Result<u32> {
 /// # Errors
 ///
 /// `EBUSY` where another process took the device first. Source: loop(4), `LOOP_CONFIGURE`, Linux 5.8.
-pub(crate) fn loop_attach(device: BorrowedFd<'_>, file: BorrowedFd<'_>, offset: u64, length: u64) -> io::Result<()> {
+pub(crate) fn loop_attach(
+    device: BorrowedFd<'_>,
+    file: BorrowedFd<'_>,
+    offset: u64,
+    length: u64,
+) -> io::Result<()> {
     // SAFETY: both are plain integers and arrays of them, for which all zeroes is a value.
     let mut config: LoopConfig = unsafe { std::mem::zeroed() };
     config.fd = u32::try_from(file.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?;
@@ -73,7 +77,11 @@ pub(crate) fn loop_attach(device: BorrowedFd<'_>, file: BorrowedFd<'_>, offset: 
     config.info.flags = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR;
     // SAFETY: the argument is the structure the request asks for, alive for the call, and only read.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Source: linux/mount.h.
@@ -94,12 +102,16 @@ struct MountAttr {
 /// # Errors
 ///
 /// `EINVAL` where the file system cannot be id-mapped. Source: mount_setattr(2), Linux 5.12.
-pub(crate) fn mount_id_map(mount: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn mount_id_map(
+    mount: BorrowedFd<'_>,
+    user_namespace: BorrowedFd<'_>,
+) -> io::Result<()> {
     let attr = MountAttr {
         set: MOUNT_ATTR_RDONLY | MOUNT_ATTR_IDMAP,
         clear: 0,
         propagation: 0,
-        userns_fd: u64::try_from(user_namespace.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        userns_fd: u64::try_from(user_namespace.as_raw_fd())
+            .map_err(|_| io::ErrorKind::InvalidInput)?,
     };
     // JUSTIFICATION: neither nix 0.31 nor rustix 1.1 wraps mount_setattr.
     // SAFETY: the path is an empty NUL-terminated string, the structure is alive for the call and its size
@@ -114,20 +126,11 @@ pub(crate) fn mount_id_map(mount: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>
             size_of::<MountAttr>(),
         )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// Makes `uid` the effective user of the calling thread alone; its other users stay.
-///
-/// # Errors
-///
-/// `EPERM` without `CAP_SETUID`. Source: setresuid(2); the system call itself, unlike the C library's
-/// function, changes one thread.
-pub(crate) fn thread_effective_uid(uid: u32) -> io::Result<()> {
-    const KEEP: u32 = u32::MAX;
-    // SAFETY: the call takes three integers by value.
-    let result = unsafe { libc::syscall(libc::SYS_setresuid, KEEP, uid, KEEP) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// What a machine's first process does between fork and exec.
@@ -148,15 +151,28 @@ pub(crate) fn before_supervisor(command: &mut Command, setup: SupervisorSetup) {
         }
         nix::unistd::setsid()?;
         nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
-        let mut parent = [nix::poll::PollFd::new(setup.parent.as_fd(), nix::poll::PollFlags::POLLIN)];
+        let mut parent = [nix::poll::PollFd::new(
+            setup.parent.as_fd(),
+            nix::poll::PollFlags::POLLIN,
+        )];
         if nix::poll::poll(&mut parent, nix::poll::PollTimeout::ZERO)? != 0 {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
         // SAFETY: all three strings are NUL-terminated literals; the data argument may be null.
         let mounted = unsafe {
-            libc::mount(c"proc".as_ptr(), c"/proc".as_ptr(), c"proc".as_ptr(), 0, std::ptr::null())
+            libc::mount(
+                c"proc".as_ptr(),
+                c"/proc".as_ptr(),
+                c"proc".as_ptr(),
+                0,
+                std::ptr::null(),
+            )
         };
-        if mounted < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if mounted < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
     };
     // SAFETY: the closure only makes system calls on values it owns; it neither allocates nor locks.
     unsafe { command.pre_exec(hook) };
@@ -183,28 +199,54 @@ pub(crate) struct GuestEntry {
     pub(crate) terminal: bool,
 }
 
-/// Lets the child enter a machine as its root user.
-///
-/// The PID namespace must have been entered by the calling thread: it takes effect for children.
-pub(crate) fn before_guest(command: &mut Command, entry: GuestEntry) {
-    let hook = move || {
-        if let Some(procs) = &entry.cgroup_procs {
+impl GuestEntry {
+    /// Makes the calling process, which has one thread, one of the machine's root user.
+    fn enter(&self) -> io::Result<()> {
+        if let Some(procs) = &self.cgroup_procs {
             nix::unistd::write(procs.as_fd(), b"0")?;
         }
         nix::unistd::setsid()?;
-        if entry.terminal {
+        if self.terminal {
             // SAFETY: the request takes an integer; descriptor 0 is the terminal the caller opened.
             if unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } < 0 {
                 return Err(io::Error::last_os_error());
             }
         }
-        nix::sched::setns(entry.leader.as_fd(), entry.namespaces)?;
-        nix::unistd::fchdir(entry.root.as_fd())?;
+        nix::sched::setns(self.leader.as_fd(), self.namespaces)?;
+        nix::unistd::fchdir(self.root.as_fd())?;
         nix::unistd::chroot(c".")?;
         nix::unistd::setgroups(&[])?;
         nix::unistd::setresgid(0.into(), 0.into(), 0.into())?;
         nix::unistd::setresuid(0.into(), 0.into(), 0.into())?;
         Ok(())
+    }
+}
+
+/// Lets the child enter a machine as its root user.
+///
+/// The PID namespace must have been entered by the calling thread: it takes effect for children.
+pub(crate) fn before_guest(command: &mut Command, entry: GuestEntry) {
+    // SAFETY: the closure only makes system calls on values it owns; it neither allocates nor locks.
+    unsafe { command.pre_exec(move || entry.enter()) };
+}
+
+/// The error that [`connect_and_end`] ends a child with when it has connected.
+pub(crate) const CONNECTED: i32 = libc::ECANCELED;
+
+/// Lets the child enter a machine, connect `socket` to `address` there and end with [`CONNECTED`].
+///
+/// The socket is the caller's too. It must be a process of the machine that connects: the other end asks the
+/// kernel for the peer's user and process as its own namespaces number them.
+pub(crate) fn connect_and_end(
+    command: &mut Command,
+    entry: GuestEntry,
+    socket: OwnedFd,
+    address: nix::sys::socket::UnixAddr,
+) {
+    let hook = move || {
+        entry.enter()?;
+        nix::sys::socket::connect(socket.as_raw_fd(), &address)?;
+        Err(io::Error::from_raw_os_error(CONNECTED))
     };
     // SAFETY: the closure only makes system calls on values it owns; it neither allocates nor locks.
     unsafe { command.pre_exec(hook) };
@@ -228,7 +270,13 @@ pub(crate) fn open_pty() -> io::Result<(OwnedFd, OwnedFd)> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: TIOCGPTPEER takes flags by value and returns a new descriptor or -1.
-    let peer = unsafe { libc::ioctl(raw, libc::TIOCGPTPEER, libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) };
+    let peer = unsafe {
+        libc::ioctl(
+            raw,
+            libc::TIOCGPTPEER,
+            libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC,
+        )
+    };
     if peer < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -253,14 +301,4 @@ pub(crate) fn copy_window_size(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::
         return Err(io::Error::last_os_error());
     }
     Ok(())
-}
-
-/// A path as C wants it.
-///
-/// # Errors
-///
-/// `InvalidInput` where it holds a NUL byte.
-pub(crate) fn c_string(text: &std::ffi::OsStr) -> io::Result<CString> {
-    use std::os::unix::ffi::OsStrExt as _;
-    CString::new(text.as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }

@@ -44,11 +44,18 @@ impl UnitFile {
     /// unit file: the error says what it holds instead.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, MachineError> {
         let path = path.as_ref();
-        let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-        let name: UnitName = file
-            .parse()
-            .map_err(|source| MachineError::UnitName { text: file.into_owned(), path: path.to_owned(), source })?;
-        let template_path = name.template().map(|template| path.with_file_name(template.as_str()));
+        let file = path
+            .file_name()
+            .unwrap_or(path.as_os_str())
+            .to_string_lossy();
+        let name: UnitName = file.parse().map_err(|source| MachineError::UnitName {
+            text: file.into_owned(),
+            path: path.to_owned(),
+            source,
+        })?;
+        let template_path = name
+            .template()
+            .map(|template| path.with_file_name(template.as_str()));
         let (read_from, file_name) = match template_path {
             Some(template_path) if !path.exists() && template_path.exists() => {
                 let template = name.template().unwrap_or_else(|| name.clone());
@@ -57,7 +64,10 @@ impl UnitFile {
             _ => (path.to_owned(), name.clone()),
         };
         let text = read_text(&read_from)?;
-        check_text(&text).map_err(|found| MachineError::UnitFile { path: read_from.clone(), found })?;
+        check_text(&text).map_err(|found| MachineError::UnitFile {
+            path: read_from.clone(),
+            found,
+        })?;
         let mut drop_ins = Vec::new();
         let folder_of = |unit: &UnitName| read_from.with_file_name(format!("{unit}.d"));
         let mut folders = vec![folder_of(&file_name)];
@@ -67,7 +77,12 @@ impl UnitFile {
         for folder in folders {
             read_drop_ins(&folder, &mut drop_ins)?;
         }
-        Ok(Self { name, file_name, text, drop_ins })
+        Ok(Self {
+            name,
+            file_name,
+            text,
+            drop_ins,
+        })
     }
 
     /// Makes a unit file from its name and text, with no drop-ins.
@@ -77,8 +92,16 @@ impl UnitFile {
     /// [`MachineError::UnitFile`] where the text is no unit file.
     pub fn new(name: UnitName, text: impl Into<String>) -> Result<Self, MachineError> {
         let text = text.into();
-        check_text(&text).map_err(|found| MachineError::UnitFile { path: name.as_str().into(), found })?;
-        Ok(Self { file_name: name.clone(), name, text, drop_ins: Vec::new() })
+        check_text(&text).map_err(|found| MachineError::UnitFile {
+            path: name.as_str().into(),
+            found,
+        })?;
+        Ok(Self {
+            file_name: name.clone(),
+            name,
+            text,
+            drop_ins: Vec::new(),
+        })
     }
 
     /// The unit that is to be started.
@@ -111,8 +134,12 @@ impl UnitFile {
     ///
     /// [`MachineError::Template`] where this is no template or `instance` makes no unit name.
     pub fn with_instance(mut self, instance: &str) -> Result<Self, MachineError> {
-        self.name =
-            self.file_name.instance(instance).ok_or_else(|| MachineError::Template { unit: self.name.clone() })?;
+        self.name = self
+            .file_name
+            .instance(instance)
+            .ok_or_else(|| MachineError::Template {
+                unit: self.name.clone(),
+            })?;
         Ok(self)
     }
 }
@@ -120,7 +147,12 @@ impl UnitFile {
 fn read_drop_ins(folder: &Path, into: &mut Vec<DropIn>) -> Result<(), MachineError> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+            ) =>
+        {
             return Ok(());
         }
         Err(error) => return Err(error).at("read", folder),
@@ -132,14 +164,26 @@ fn read_drop_ins(folder: &Path, into: &mut Vec<DropIn>) -> Result<(), MachineErr
     paths.retain(|path| path.extension().is_some_and(|e| e == "conf"));
     paths.sort();
     for path in paths {
-        let name = |p: &Path| p.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        into.push(DropIn { folder: name(folder), file: name(&path), text: read_text(&path)? });
+        let name = |p: &Path| {
+            p.file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned()
+        };
+        into.push(DropIn {
+            folder: name(folder),
+            file: name(&path),
+            text: read_text(&path)?,
+        });
     }
     Ok(())
 }
 
 fn read_text(path: &Path) -> Result<String, MachineError> {
-    let unfit = |found: String| MachineError::UnitFile { path: path.to_owned(), found };
+    let unfit = |found: String| MachineError::UnitFile {
+        path: path.to_owned(),
+        found,
+    };
     let meta = fs::metadata(path).at("read", path)?;
     if meta.is_dir() {
         return Err(unfit("a folder".into()));
@@ -148,12 +192,22 @@ fn read_text(path: &Path) -> Result<String, MachineError> {
         return Err(unfit("no regular file".into()));
     }
     if meta.len() > UNIT_FILE_MAX {
-        return Err(unfit(format!("{} bytes, more than the {UNIT_FILE_MAX} a unit file may have", meta.len())));
+        return Err(unfit(format!(
+            "{} bytes, more than the {UNIT_FILE_MAX} a unit file may have",
+            meta.len()
+        )));
     }
     let mut bytes = Vec::new();
-    fs::File::open(path).at("read", path)?.take(UNIT_FILE_MAX).read_to_end(&mut bytes).at("read", path)?;
+    fs::File::open(path)
+        .at("read", path)?
+        .take(UNIT_FILE_MAX)
+        .read_to_end(&mut bytes)
+        .at("read", path)?;
     String::from_utf8(bytes).map_err(|error| {
-        unfit(format!("bytes that are no text (byte {} is not UTF-8)", error.utf8_error().valid_up_to()))
+        unfit(format!(
+            "bytes that are no text (byte {} is not UTF-8)",
+            error.utf8_error().valid_up_to()
+        ))
     })
 }
 
@@ -183,11 +237,17 @@ fn check_text(text: &str) -> Result<(), String> {
             }
             section = true;
         } else if !section {
-            return Err(format!("text before the first [Section], in line {number}: {:?}", shortened(line)));
+            return Err(format!(
+                "text before the first [Section], in line {number}: {:?}",
+                shortened(line)
+            ));
         } else if line.contains('=') {
             settings += 1;
         } else {
-            return Err(format!("a line that is no NAME=VALUE, line {number}: {:?}", shortened(line)));
+            return Err(format!(
+                "a line that is no NAME=VALUE, line {number}: {:?}",
+                shortened(line)
+            ));
         }
     }
     match (section, settings) {
@@ -210,16 +270,29 @@ mod tests {
     fn text_that_is_no_unit_is_named() {
         let table = [
             ("[Service]\nExecStart=/bin/true\n", ""),
-            ("# c\n\n[Service]\nExecStart=/bin/sh -c \\\n  [not a section\n", ""),
+            (
+                "# c\n\n[Service]\nExecStart=/bin/sh -c \\\n  [not a section\n",
+                "",
+            ),
             ("", "nothing: the file is empty"),
             ("# only\n", "comments only"),
             ("[Unit]\n", "sections without a setting"),
-            ("hello\n", "text before the first [Section], in line 1: \"hello\""),
+            (
+                "hello\n",
+                "text before the first [Section], in line 1: \"hello\"",
+            ),
             ("[Service\nA=b\n", "a section header without ']' in line 1"),
-            ("[Service]\nnonsense\n", "a line that is no NAME=VALUE, line 2: \"nonsense\""),
+            (
+                "[Service]\nnonsense\n",
+                "a line that is no NAME=VALUE, line 2: \"nonsense\"",
+            ),
         ];
         for (text, found) in table {
-            assert_eq!(check_text(text).err().unwrap_or_default(), found, "{text:?}");
+            assert_eq!(
+                check_text(text).err().unwrap_or_default(),
+                found,
+                "{text:?}"
+            );
         }
     }
 
@@ -228,7 +301,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let unit = "[Service]\nExecStart=/bin/true\n";
         fs::write(dir.path().join("web@.service"), unit).unwrap();
-        for (folder, file) in [("web@.service.d", "b.conf"), ("web@.service.d", "a.conf"), ("web@1.service.d", "c.conf")] {
+        for (folder, file) in [
+            ("web@.service.d", "b.conf"),
+            ("web@.service.d", "a.conf"),
+            ("web@1.service.d", "c.conf"),
+        ] {
             fs::create_dir_all(dir.path().join(folder)).unwrap();
             fs::write(dir.path().join(folder).join(file), "[Service]\nNice=1\n").unwrap();
         }
@@ -236,10 +313,27 @@ mod tests {
         let loaded = UnitFile::load(dir.path().join("web@1.service")).unwrap();
         assert_eq!(loaded.name().as_str(), "web@1.service");
         assert_eq!(loaded.file_name().as_str(), "web@.service");
-        let files: Vec<_> = loaded.drop_ins().iter().map(|d| format!("{}/{}", d.folder, d.file)).collect();
-        assert_eq!(files, ["web@.service.d/a.conf", "web@.service.d/b.conf", "web@1.service.d/c.conf"]);
-        assert!(matches!(UnitFile::load(dir.path().join("other.service")), Err(MachineError::Path { .. })));
-        assert!(matches!(UnitFile::load(dir.path().join("web")), Err(MachineError::UnitName { .. })));
+        let files: Vec<_> = loaded
+            .drop_ins()
+            .iter()
+            .map(|d| format!("{}/{}", d.folder, d.file))
+            .collect();
+        assert_eq!(
+            files,
+            [
+                "web@.service.d/a.conf",
+                "web@.service.d/b.conf",
+                "web@1.service.d/c.conf"
+            ]
+        );
+        assert!(matches!(
+            UnitFile::load(dir.path().join("other.service")),
+            Err(MachineError::Path { .. })
+        ));
+        assert!(matches!(
+            UnitFile::load(dir.path().join("web")),
+            Err(MachineError::UnitName { .. })
+        ));
         fs::write(dir.path().join("bin.service"), [0xff, 0xfe]).unwrap();
         let error = UnitFile::load(dir.path().join("bin.service")).unwrap_err();
         assert!(error.to_string().contains("byte 0 is not UTF-8"), "{error}");

@@ -39,8 +39,10 @@ const MASKED_ALWAYS: [&str; 9] = [
 ];
 
 /// Units that wait for a link which the machine does not have.
-const MASKED_WITHOUT_LINK: [&str; 2] =
-    ["systemd-networkd-wait-online.service", "NetworkManager-wait-online.service"];
+const MASKED_WITHOUT_LINK: [&str; 2] = [
+    "systemd-networkd-wait-online.service",
+    "NetworkManager-wait-online.service",
+];
 
 /// NetworkManager leaves an interface with foreign addresses alone, but waits for one of its own.
 const MASKED_WITH_LINK: [&str; 1] = ["NetworkManager-wait-online.service"];
@@ -76,9 +78,15 @@ impl UnitDir {
         }
         // after the masks: a unit that the user brings is not masked by us
         for unit in &spec.units {
-            entries.insert(unit.file_name().to_string(), Entry::File(unit.text().to_owned()));
+            entries.insert(
+                unit.file_name().to_string(),
+                Entry::File(unit.text().to_owned()),
+            );
             for drop_in in unit.drop_ins() {
-                entries.insert(format!("{}/{}", drop_in.folder, drop_in.file), Entry::File(drop_in.text.clone()));
+                entries.insert(
+                    format!("{}/{}", drop_in.folder, drop_in.file),
+                    Entry::File(drop_in.text.clone()),
+                );
             }
             if !spec.environment.is_empty() && unit.name().kind() == "service" {
                 let path = format!("{}.d/50-environment.conf", unit.name());
@@ -95,7 +103,9 @@ impl UnitDir {
 
     /// The places, by path relative to the folder.
     pub fn entries(&self) -> impl Iterator<Item = (&str, &Entry)> {
-        self.entries.iter().map(|(path, entry)| (path.as_str(), entry))
+        self.entries
+            .iter()
+            .map(|(path, entry)| (path.as_str(), entry))
     }
 
     /// Writes the folder, which must not exist yet.
@@ -107,7 +117,10 @@ impl UnitDir {
         make_folder(dir)?;
         for (relative, entry) in &self.entries {
             let path = dir.join(relative);
-            if let Some(parent) = path.parent().filter(|parent| *parent != dir && !parent.exists()) {
+            if let Some(parent) = path
+                .parent()
+                .filter(|parent| *parent != dir && !parent.exists())
+            {
                 make_folder(parent)?;
             }
             match entry {
@@ -115,7 +128,8 @@ impl UnitDir {
                 Entry::File(text) => {
                     fs::write(&path, text).at("write", &path)?;
                     // readable for the machine's root, which may be another user of the host
-                    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).at("write", &path)?;
+                    fs::set_permissions(&path, fs::Permissions::from_mode(0o644))
+                        .at("write", &path)?;
                 }
             }
         }
@@ -148,7 +162,13 @@ fn quoted(value: &str) -> String {
             '\r' => out += "\\r",
             '\t' => out += "\\t",
             '%' => out += "%%",
-            c if c.is_control() => out += &c.to_string().bytes().map(|b| format!("\\x{b:02x}")).collect::<String>(),
+            c if c.is_control() => {
+                out += &c
+                    .to_string()
+                    .bytes()
+                    .map(|b| format!("\\x{b:02x}"))
+                    .collect::<String>()
+            }
             c => out.push(c),
         }
     }
@@ -162,7 +182,8 @@ mod tests {
     use crate::unit::UnitFile;
 
     fn config(units: &[&str], network: Network) -> MachineConfig {
-        let mut builder = MachineConfig::builder("web".parse().unwrap(), Rootfs::Host).network(network);
+        let mut builder =
+            MachineConfig::builder("web".parse().unwrap(), Rootfs::Host).network(network);
         for name in units {
             let text = "[Service]\nExecStart=/bin/true\n";
             builder = builder.unit(UnitFile::new(name.parse().unwrap(), text).unwrap());
@@ -177,14 +198,20 @@ mod tests {
     #[test]
     fn units_are_wanted_and_get_their_environment() {
         let plan = UnitDir::plan(&config(&["web.service", "b.timer"], Network::Veth));
-        let find = |name: &str| plan.entries().find(|(path, _)| *path == name).map(|(_, entry)| entry.clone());
+        let find = |name: &str| {
+            plan.entries()
+                .find(|(path, _)| *path == name)
+                .map(|(_, entry)| entry.clone())
+        };
         assert_eq!(
             find("multi-user.target.d/wants.conf"),
             Some(Entry::File("[Unit]\nWants=web.service b.timer\n".into()))
         );
         assert_eq!(
             find("web.service.d/50-environment.conf"),
-            Some(Entry::File("[Service]\nEnvironment=\"A=50%% \\\"x\\\"\\n\"\n".into()))
+            Some(Entry::File(
+                "[Service]\nEnvironment=\"A=50%% \\\"x\\\"\\n\"\n".into()
+            ))
         );
         assert_eq!(find("b.timer.d/50-environment.conf"), None);
     }
@@ -201,7 +228,10 @@ mod tests {
     #[test]
     fn a_unit_of_the_user_is_never_masked_by_us() {
         let plan = UnitDir::plan(&config(&["console-getty.service"], Network::None));
-        let found: Vec<_> = plan.entries().filter(|(path, _)| *path == "console-getty.service").collect();
+        let found: Vec<_> = plan
+            .entries()
+            .filter(|(path, _)| *path == "console-getty.service")
+            .collect();
         assert!(matches!(found[..], [(_, Entry::File(_))]), "{found:?}");
     }
 
@@ -209,8 +239,17 @@ mod tests {
     fn the_folder_holds_files_and_links() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("systemd");
-        UnitDir::plan(&config(&["web.service"], Network::None)).write(&target).unwrap();
-        assert_eq!(fs::read_link(target.join("systemd-firstboot.service")).unwrap(), Path::new("/dev/null"));
-        assert!(fs::read_to_string(target.join("web.service")).unwrap().starts_with("[Service]"));
+        UnitDir::plan(&config(&["web.service"], Network::None))
+            .write(&target)
+            .unwrap();
+        assert_eq!(
+            fs::read_link(target.join("systemd-firstboot.service")).unwrap(),
+            Path::new("/dev/null")
+        );
+        assert!(
+            fs::read_to_string(target.join("web.service"))
+                .unwrap()
+                .starts_with("[Service]")
+        );
     }
 }

@@ -44,7 +44,9 @@ impl UserRange {
     pub(crate) fn pick(name: &MachineName, taken: &[UserRange]) -> Self {
         let slots = (BASES.end() - BASES.start()) / LENGTH + 1;
         let first = u32::try_from(fnv1a(name.as_str().as_bytes()) % u64::from(slots)).unwrap_or(0);
-        let candidates = (0..slots).map(|step| Self { base: BASES.start() + (first + step) % slots * LENGTH });
+        let candidates = (0..slots).map(|step| Self {
+            base: BASES.start() + (first + step) % slots * LENGTH,
+        });
         let of_the_host = |range: &Self| {
             User::from_uid(Uid::from_raw(range.base)).is_ok_and(|user| user.is_some())
                 || Group::from_gid(Gid::from_raw(range.base)).is_ok_and(|group| group.is_some())
@@ -54,7 +56,9 @@ impl UserRange {
             .clone()
             .find(|range| !taken.contains(range) && !of_the_host(range))
             .or_else(|| candidates.clone().next())
-            .unwrap_or(Self { base: *BASES.start() })
+            .unwrap_or(Self {
+                base: *BASES.start(),
+            })
     }
 
     /// Makes a user namespace that maps the range, for an id-mapped mount.
@@ -65,7 +69,11 @@ impl UserRange {
     pub(crate) fn namespace(self) -> Result<OwnedFd, MachineError> {
         // the namespace needs a process that lives until it is opened: one that waits for its input to end
         let mut command = Command::new("/bin/cat");
-        command.env_clear().stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         sys::in_new_user_namespace(&mut command);
         let mut holder = command.spawn().doing("make a user namespace")?;
         let opened = self.map_and_open(holder.id());
@@ -88,7 +96,9 @@ impl UserRange {
 
 /// A hash that stays the same between builds and versions. Source: RFC 9923, FNV-1a, 64 bits.
 pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 #[cfg(test)]

@@ -19,14 +19,22 @@ pub(crate) fn first_readable(
 ) -> Result<Option<usize>, MachineError> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let mut polled: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
-        match poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+        let mut polled: Vec<PollFd<'_>> = fds
+            .iter()
+            .map(|fd| PollFd::new(*fd, PollFlags::POLLIN))
+            .collect();
+        match poll(
+            &mut polled,
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX),
+        ) {
             Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error).doing("wait for an event"),
             Ok(0) if left.is_zero() => return Ok(None),
             Ok(0) => {}
             Ok(_) => {
-                let ready = polled.iter().position(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
+                let ready = polled
+                    .iter()
+                    .position(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
                 if ready.is_some() {
                     return Ok(ready);
                 }

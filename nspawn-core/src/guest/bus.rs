@@ -1,25 +1,27 @@
 //! A connection to a systemd manager: the machine's own, or the host's.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
+use zbus::connection::Builder;
 use zbus::message::Type as MessageType;
 use zbus::{Connection, MessageStream, OwnedObjectPath, OwnedVariant};
 
+use super::private_socket::{PrivateSocket, authenticate};
 use super::unit_state::UnitState;
 use crate::error::{Cause, MachineError, PathContext as _, SystemContext as _};
+use crate::exec;
+use crate::machine::Machine;
 use crate::name::UnitName;
-use crate::sys;
-use crate::user_range::UserRange;
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
@@ -27,8 +29,8 @@ const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
-/// systemd's private socket, below the machine's root. Source: systemd, `systemctl` uses it as root.
-const PRIVATE_SOCKET: &str = "run/systemd/private";
+/// systemd's private socket, as the machine sees it; `systemctl` uses it as root.
+const PRIVATE_SOCKET: &str = "/run/systemd/private";
 
 /// How long a single answer may take; systemd answers from memory.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -36,7 +38,7 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// A connection to a systemd manager.
 pub(crate) struct Manager {
     connection: Connection,
-    stream: MessageStream,
+    changed: Arc<Notify>,
     // after the connection: tasks of the connection live on it
     runtime: tokio::runtime::Runtime,
 }
@@ -48,37 +50,56 @@ impl std::fmt::Debug for Manager {
 }
 
 impl Manager {
-    /// Connects to the systemd whose host PID is `leader`, as its root user, as soon as it listens.
+    /// Connects to the machine's systemd as soon as it listens.
     ///
-    /// `None` where `deadline` came first or the leader ended.
+    /// `None` where `deadline` came first or the machine ended.
     pub(crate) fn of_machine(
-        leader: u32,
-        range: Option<UserRange>,
+        machine: &Machine,
         deadline: Instant,
-        ended: impl Fn() -> bool,
     ) -> Result<Option<Self>, MachineError> {
-        let Some(stream) = connect_private(leader, range, deadline, ended)? else { return Ok(None) };
+        let Some(mut stream) = connect_private(machine, deadline)? else {
+            return Ok(None);
+        };
         let failed = bus_error("connect to the machine's systemd");
         let runtime = runtime()?;
-        let left = deadline.saturating_duration_since(Instant::now()).min(ANSWER);
+        let left = deadline
+            .saturating_duration_since(Instant::now())
+            .min(ANSWER);
         let connected = runtime.block_on(async {
-            let builder = zbus::connection::Builder::unix_stream(stream).p2p().user_id(0);
+            let guid = authenticate(&mut stream, left)?;
+            let socket = PrivateSocket::new(stream)?;
+            let builder = Builder::authenticated_socket(socket, guid.as_str()).p2p();
             let connection = tokio::time::timeout(left, builder.build()).await??;
-            let stream = MessageStream::from(&connection);
-            Ok::<_, Cause>((connection, stream))
+            let changed = Arc::new(Notify::new());
+            tokio::spawn(note_changes(
+                MessageStream::from(&connection),
+                Arc::clone(&changed),
+            ));
+            Ok::<_, Cause>((connection, changed))
         });
-        let (connection, stream) = connected.map_err(failed)?;
-        Ok(Some(Self { connection, stream, runtime }))
+        let (connection, changed) = connected.map_err(failed)?;
+        Ok(Some(Self {
+            connection,
+            changed,
+            runtime,
+        }))
     }
 
     /// The state of a unit, which is loaded where it is not.
     pub(crate) fn unit(&self, name: &UnitName) -> Result<UnitState, MachineError> {
-        let path: OwnedObjectPath =
-            self.call(MANAGER_PATH, MANAGER, "LoadUnit", &(name.as_str(),), &format!("load {name}"))?;
+        let path: OwnedObjectPath = self.call(
+            MANAGER_PATH,
+            MANAGER,
+            "LoadUnit",
+            &(name.as_str(),),
+            &format!("load {name}"),
+        )?;
         let verb = format!("ask for {name}");
-        let mut all: HashMap<String, OwnedVariant> = self.call(&path, PROPERTIES, "GetAll", &(UNIT,), &verb)?;
+        let mut all: HashMap<String, OwnedVariant> =
+            self.call(&path, PROPERTIES, "GetAll", &(UNIT,), &verb)?;
         if let Some(interface) = interface_of(name.kind()) {
-            let own: HashMap<String, OwnedVariant> = self.call(&path, PROPERTIES, "GetAll", &(interface,), &verb)?;
+            let own: HashMap<String, OwnedVariant> =
+                self.call(&path, PROPERTIES, "GetAll", &(interface,), &verb)?;
             all.extend(own);
         }
         Ok(UnitState::from_properties(name, &all))
@@ -87,35 +108,55 @@ impl Manager {
     /// Whether the boot's jobs are done. Source: org.freedesktop.systemd1(5), `FinishTimestampMonotonic`.
     pub(crate) fn is_booted(&self) -> Result<bool, MachineError> {
         let verb = "ask whether the boot is done";
-        let when: OwnedVariant =
-            self.call(MANAGER_PATH, PROPERTIES, "Get", &(MANAGER, "FinishTimestampMonotonic"), verb)?;
+        let when: OwnedVariant = self.call(
+            MANAGER_PATH,
+            PROPERTIES,
+            "Get",
+            &(MANAGER, "FinishTimestampMonotonic"),
+            verb,
+        )?;
         Ok(u64::try_from(&*when).unwrap_or_default() > 0)
     }
 
     /// Starts, stops or restarts a unit: `method` is `StartUnit`, `StopUnit`, ...
     pub(crate) fn unit_job(&self, method: &str, name: &UnitName) -> Result<(), MachineError> {
         let verb = format!("call {method} for {name}");
-        let _: OwnedObjectPath = self.call(MANAGER_PATH, MANAGER, method, &(name.as_str(), "replace"), &verb)?;
+        let _: OwnedObjectPath = self.call(
+            MANAGER_PATH,
+            MANAGER,
+            method,
+            &(name.as_str(), "replace"),
+            &verb,
+        )?;
         Ok(())
     }
 
     /// Sends a signal to all processes of a unit.
     pub(crate) fn kill_unit(&self, name: &UnitName, signal: i32) -> Result<(), MachineError> {
         let verb = format!("send signal {signal} to {name}");
-        self.call(MANAGER_PATH, MANAGER, "KillUnit", &(name.as_str(), "all", signal), &verb)
+        self.call(
+            MANAGER_PATH,
+            MANAGER,
+            "KillUnit",
+            &(name.as_str(), "all", signal),
+            &verb,
+        )
     }
 
     /// Asks `decide` about the units' states now and after each change, until it answers.
     ///
     /// `None` where the deadline came first or the connection ended.
     pub(crate) fn watch<R>(
-        &mut self,
+        &self,
         names: &[UnitName],
         deadline: Instant,
         mut decide: impl FnMut(&[UnitState], bool) -> Option<R>,
     ) -> Result<Option<R>, MachineError> {
         loop {
-            let states = names.iter().map(|name| self.unit(name)).collect::<Result<Vec<_>, _>>();
+            let states = names
+                .iter()
+                .map(|name| self.unit(name))
+                .collect::<Result<Vec<_>, _>>();
             let states = match states {
                 Ok(states) => states,
                 Err(_) if self.connection.is_closed() => return Ok(None),
@@ -132,36 +173,50 @@ impl Manager {
     }
 
     /// Waits for a signal that may change a unit's state; `false` at the deadline or the connection's end.
-    fn wait_change(&mut self, deadline: Instant) -> bool {
+    fn wait_change(&self, deadline: Instant) -> bool {
         let left = deadline.saturating_duration_since(Instant::now());
-        let Self { stream, runtime, .. } = self;
-        let next = async {
-            while let Some(message) = stream.next().await {
-                let Ok(message) = message else { return false };
-                let header = message.header();
-                let member = header.member().map(|m| m.as_str());
-                let wanted = ["PropertiesChanged", "JobRemoved", "StartupFinished"];
-                if header.message_type() == MessageType::Signal && member.is_some_and(|m| wanted.contains(&m)) {
-                    return true;
-                }
-            }
-            false
-        };
-        runtime.block_on(async { tokio::time::timeout(left, next).await }).unwrap_or(false)
+        let changed = self
+            .runtime
+            .block_on(async { tokio::time::timeout(left, self.changed.notified()).await });
+        changed.is_ok() && !self.connection.is_closed()
     }
 
-    fn call<B, R>(&self, path: &str, interface: &str, method: &str, body: &B, verb: &str) -> Result<R, MachineError>
+    fn call<B, R>(
+        &self,
+        path: &str,
+        interface: &str,
+        method: &str,
+        body: &B,
+        verb: &str,
+    ) -> Result<R, MachineError>
     where
         B: serde::Serialize + zbus::DynamicType,
         R: DeserializeOwned + zbus::Type,
     {
         let result = self.runtime.block_on(async {
-            let call = self.connection.call_method(Some(SYSTEMD), path, Some(interface), method, body);
+            let call =
+                self.connection
+                    .call_method(Some(SYSTEMD), path, Some(interface), method, body);
             let message = tokio::time::timeout(ANSWER, call).await??;
             Ok::<R, Cause>(message.body().deserialize::<R>()?)
         });
         result.map_err(bus_error(verb))
     }
+}
+
+/// Takes every message off the connection, which would stand still otherwise, and notes changes of units.
+async fn note_changes(mut stream: MessageStream, changed: Arc<Notify>) {
+    let wanted = ["PropertiesChanged", "JobRemoved", "StartupFinished"];
+    while let Some(Ok(message)) = stream.next().await {
+        let header = message.header();
+        let member = header.member().map(|m| m.as_str());
+        if header.message_type() == MessageType::Signal
+            && member.is_some_and(|m| wanted.contains(&m))
+        {
+            changed.notify_one();
+        }
+    }
+    changed.notify_one();
 }
 
 /// The D-Bus interface of a type of unit that has a `Result`.
@@ -181,7 +236,10 @@ fn interface_of(kind: &str) -> Option<&'static str> {
 
 /// A runtime for one connection: the caller blocks, and may itself be a thread of another runtime.
 pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, MachineError> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().doing("start a runtime")
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .doing("start a runtime")
 }
 
 /// Wraps a cause with what was being done.
@@ -192,56 +250,39 @@ pub(crate) fn bus_error(verb: &str) -> impl FnOnce(Cause) -> MachineError + use<
 
 /// Connects to the private socket, waiting by inotify until systemd has made it.
 fn connect_private(
-    leader: u32,
-    range: Option<UserRange>,
+    machine: &Machine,
     deadline: Instant,
-    ended: impl Fn() -> bool,
 ) -> Result<Option<UnixStream>, MachineError> {
-    let root = PathBuf::from(format!("/proc/{leader}/root"));
-    let socket = root.join(PRIVATE_SOCKET);
+    let root = PathBuf::from(format!("/proc/{}/root", machine.leader().pid));
     let folders = [root.join("run/systemd"), root.join("run")];
     loop {
-        let watch = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).doing("watch files")?;
+        let watch =
+            Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).doing("watch files")?;
         // the deepest folder there is: a new entry in it is the next step on the way to the socket
-        let watched = folders.iter().find(|folder| watch.add_watch(*folder, AddWatchFlags::IN_CREATE).is_ok());
+        let watched = folders
+            .iter()
+            .any(|folder| watch.add_watch(folder, AddWatchFlags::IN_CREATE).is_ok());
         // after the watch is set: what comes now is seen by one or the other
-        match connect_as_root(&socket, range) {
-            Ok(stream) => return Ok(Some(stream)),
-            Err(error) if waits(&error) => {}
-            Err(_) if ended() => return Ok(None),
-            Err(error) => return Err(error).at("connect to", &socket),
+        match exec::connect(machine, PRIVATE_SOCKET) {
+            Ok(Ok(stream)) => return Ok(Some(stream)),
+            Ok(Err(error)) if waits(&error) => {}
+            _ if machine.leader_ended() => return Ok(None),
+            Ok(Err(error)) => {
+                return Err(error).at("connect to the machine's", Path::new(PRIVATE_SOCKET));
+            }
+            Err(error) => return Err(error),
         }
-        if ended() || watched.is_none() {
-            return Ok(None);
-        }
-        // a short step bounds how late the leader's end is seen
-        let step = deadline.min(Instant::now() + Duration::from_millis(250));
-        crate::wait::readable(&watch, step)?;
-        if Instant::now() >= deadline {
+        let fds = [watch.as_fd(), machine.leader_fd()];
+        if !watched || crate::wait::first_readable(&fds, deadline)? != Some(0) {
             return Ok(None);
         }
     }
 }
 
+/// Whether systemd is only not there yet.
 fn waits(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
-}
-
-/// Connects as the host user that is root in the machine: systemd checks the peer's user.
-///
-/// A thread of its own changes its user, since the kernel keeps users by thread.
-fn connect_as_root(socket: &Path, range: Option<UserRange>) -> io::Result<UnixStream> {
-    let Some(range) = range else { return UnixStream::connect(socket) };
-    // opened as the host's root: the machine's root may not look through /proc/PID/root
-    let place = File::options().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(socket)?;
-    std::thread::scope(|scope| {
-        let worker = scope.spawn(|| {
-            sys::thread_effective_uid(range.base())?;
-            // becoming another user took the capabilities from use; the path needs them
-            let held = caps::read(None, caps::CapSet::Permitted).map_err(io::Error::other)?;
-            caps::set(None, caps::CapSet::Effective, &held).map_err(io::Error::other)?;
-            UnixStream::connect(format!("/proc/self/fd/{}", place.as_raw_fd()))
-        });
-        worker.join().unwrap_or_else(|_| Err(io::Error::other("a helper thread died")))
-    })
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+    )
 }

@@ -67,30 +67,59 @@ pub enum Progress {
 impl UnitState {
     /// Reads the answers to `GetAll` of a unit's interfaces.
     pub(super) fn from_properties(name: &UnitName, all: &HashMap<String, OwnedVariant>) -> Self {
-        let text = |key: &str| all.get(key).and_then(|v| String::try_from(&**v).ok()).unwrap_or_default();
-        let number = |key: &str| -> u64 {
-            all.get(key).and_then(|v| u64::try_from(&**v).ok()).unwrap_or_default()
+        let text = |key: &str| {
+            all.get(key)
+                .and_then(|v| String::try_from(&**v).ok())
+                .unwrap_or_default()
         };
-        let unsigned = |key: &str| all.get(key).and_then(|v| u32::try_from(&**v).ok()).unwrap_or_default();
-        let signed = |key: &str| all.get(key).and_then(|v| i32::try_from(&**v).ok()).unwrap_or_default();
+        let number = |key: &str| -> u64 {
+            all.get(key)
+                .and_then(|v| u64::try_from(&**v).ok())
+                .unwrap_or_default()
+        };
+        let unsigned = |key: &str| {
+            all.get(key)
+                .and_then(|v| u32::try_from(&**v).ok())
+                .unwrap_or_default()
+        };
+        let signed = |key: &str| {
+            all.get(key)
+                .and_then(|v| i32::try_from(&**v).ok())
+                .unwrap_or_default()
+        };
         let load_error = match all.get("LoadError").map(|v| &**v) {
-            Some(Variant::Structure(pair)) => {
-                pair.fields().get(1).and_then(|v| String::try_from(v).ok()).unwrap_or_default()
-            }
+            Some(Variant::Structure(pair)) => pair
+                .fields()
+                .get(1)
+                .and_then(|v| String::try_from(v).ok())
+                .unwrap_or_default(),
             _ => String::new(),
         };
         let has_job = match all.get("Job").map(|v| &**v) {
-            Some(Variant::Structure(pair)) => pair.fields().first().and_then(|v| u32::try_from(v).ok()) != Some(0),
+            Some(Variant::Structure(pair)) => {
+                pair.fields().first().and_then(|v| u32::try_from(v).ok()) != Some(0)
+            }
             _ => false,
         };
         let mut unmet = Vec::new();
         for (tried, met, list) in [
-            ("ConditionTimestampMonotonic", "ConditionResult", "Conditions"),
+            (
+                "ConditionTimestampMonotonic",
+                "ConditionResult",
+                "Conditions",
+            ),
             ("AssertTimestampMonotonic", "AssertResult", "Asserts"),
         ] {
-            let is_met = all.get(met).and_then(|v| bool::try_from(&**v).ok()).unwrap_or(true);
+            let is_met = all
+                .get(met)
+                .and_then(|v| bool::try_from(&**v).ok())
+                .unwrap_or(true);
             if number(tried) > 0 && !is_met {
-                unmet.extend(all.get(list).map(|v| unmet_conditions(v)).unwrap_or_default());
+                unmet.extend(
+                    all.get(list)
+                        .map(|v| unmet_conditions(v))
+                        .unwrap_or_default(),
+                );
             }
         }
         Self {
@@ -115,14 +144,24 @@ impl UnitState {
     #[must_use]
     pub fn progress(&self, booted: bool) -> Progress {
         if self.load_state != "loaded" {
-            let why = if self.load_error.is_empty() { String::new() } else { format!(": {}", self.load_error) };
-            return Progress::Failed { status: 1, reason: format!("could not be loaded ({}){why}", self.load_state) };
+            let why = if self.load_error.is_empty() {
+                String::new()
+            } else {
+                format!(": {}", self.load_error)
+            };
+            return Progress::Failed {
+                status: 1,
+                reason: format!("could not be loaded ({}){why}", self.load_state),
+            };
         }
         match self.active_state.as_str() {
             // a oneshot with RemainAfterExit=: nothing of it is running
             "active" if self.sub_state == "exited" => self.ended(),
             "active" | "reloading" | "refreshing" => Progress::Active,
-            "failed" => Progress::Failed { status: self.exit_value().max(1), reason: self.result_text() },
+            "failed" => Progress::Failed {
+                status: self.exit_value().max(1),
+                reason: self.result_text(),
+            },
             "inactive" if !self.unmet.is_empty() => Progress::Failed {
                 status: 1,
                 reason: format!("was not started: {} is not met", self.unmet.join(", ")),
@@ -130,14 +169,18 @@ impl UnitState {
             "inactive" if self.has_run && !self.has_job => self.ended(),
             "inactive" if booted && !self.has_job => Progress::Failed {
                 status: 1,
-                reason: "was not started: a unit that it requires failed, or nothing asked for it".into(),
+                reason: "was not started: a unit that it requires failed, or nothing asked for it"
+                    .into(),
             },
             _ => Progress::Waiting,
         }
     }
 
     fn ended(&self) -> Progress {
-        Progress::Ended { status: self.exit_value(), reason: self.result_text() }
+        Progress::Ended {
+            status: self.exit_value(),
+            reason: self.result_text(),
+        }
     }
 
     /// The unit's own result as an exit status: what systemd calls success is 0.
@@ -160,14 +203,23 @@ impl UnitState {
     #[must_use]
     pub fn result_text(&self) -> String {
         let signal = || {
-            let known = nix::sys::signal::Signal::try_from(self.exit_status).map(|signal| signal.as_str());
+            let known =
+                nix::sys::signal::Signal::try_from(self.exit_status).map(|signal| signal.as_str());
             known.map_or_else(|_| self.exit_status.to_string(), str::to_owned)
         };
-        let restarts = if self.restarts > 0 { format!(", after {} restarts", self.restarts) } else { String::new() };
+        let restarts = if self.restarts > 0 {
+            format!(", after {} restarts", self.restarts)
+        } else {
+            String::new()
+        };
         let what = match (self.result.as_str(), self.exit_code) {
             ("success" | "", _) => "ended in success".into(),
             ("exit-code", 1) if self.exit_status != 0 => {
-                format!("failed: its main process exited with status {}{}", self.exit_status, status_name(self.exit_status))
+                format!(
+                    "failed: its main process exited with status {}{}",
+                    self.exit_status,
+                    status_name(self.exit_status)
+                )
             }
             ("exit-code", _) => "failed: one of its commands exited with an error".into(),
             ("signal", _) => format!("failed: its main process was killed by {}", signal()),
@@ -205,12 +257,25 @@ fn status_name(status: i32) -> &'static str {
 
 /// Reads a list of (type, trigger, negate, parameter, state): a negative state was not met.
 fn unmet_conditions(list: &Variant<'_>) -> Vec<String> {
-    let Variant::Array(array) = list else { return Vec::new() };
+    let Variant::Array(array) = list else {
+        return Vec::new();
+    };
     let one = |item: &Variant<'_>| {
-        let Variant::Structure(fields) = item else { return None };
-        let [kind, _, negate, parameter, state] = fields.fields() else { return None };
-        let bang = if bool::try_from(negate).ok()? { "!" } else { "" };
-        let (kind, parameter) = (String::try_from(kind).ok()?, String::try_from(parameter).ok()?);
+        let Variant::Structure(fields) = item else {
+            return None;
+        };
+        let [kind, _, negate, parameter, state] = fields.fields() else {
+            return None;
+        };
+        let bang = if bool::try_from(negate).ok()? {
+            "!"
+        } else {
+            ""
+        };
+        let (kind, parameter) = (
+            String::try_from(kind).ok()?,
+            String::try_from(parameter).ok()?,
+        );
         (i32::try_from(state).ok()? < 0).then(|| format!("{kind}={bang}{parameter}"))
     };
     array.iter().filter_map(one).collect()
@@ -259,12 +324,26 @@ mod tests {
 
     #[test]
     fn a_unit_that_never_ran_is_waited_for_until_the_boot_is_done() {
-        let fresh = UnitState { has_run: false, ..state("inactive", "dead", "success", 0, 0) };
+        let fresh = UnitState {
+            has_run: false,
+            ..state("inactive", "dead", "success", 0, 0)
+        };
         assert_eq!(fresh.progress(false), Progress::Waiting);
-        assert!(matches!(fresh.progress(true), Progress::Failed { status: 1, .. }));
-        let queued = UnitState { has_job: true, ..fresh.clone() };
+        assert!(matches!(
+            fresh.progress(true),
+            Progress::Failed { status: 1, .. }
+        ));
+        let queued = UnitState {
+            has_job: true,
+            ..fresh.clone()
+        };
         assert_eq!(queued.progress(true), Progress::Waiting);
-        let unmet = UnitState { unmet: vec!["ConditionPathExists=/x".into()], ..fresh };
-        assert!(matches!(unmet.progress(false), Progress::Failed { reason, .. } if reason.contains("=/x is not met")));
+        let unmet = UnitState {
+            unmet: vec!["ConditionPathExists=/x".into()],
+            ..fresh
+        };
+        assert!(
+            matches!(unmet.progress(false), Progress::Failed { reason, .. } if reason.contains("=/x is not met"))
+        );
     }
 }

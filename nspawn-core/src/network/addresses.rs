@@ -48,7 +48,13 @@ impl Addresses {
         let net = u16::try_from(block).unwrap_or(u16::MAX);
         let [a, b, c] = POOL_V6;
         let v6 = |last: u16| Ipv6Addr::new(a, b, c, net, 0, 0, 0, last);
-        Self { link: link_name(name, block), host_v4: v4(1), guest_v4: v4(2), host_v6: v6(1), guest_v6: v6(2) }
+        Self {
+            link: link_name(name, block),
+            host_v4: v4(1),
+            guest_v4: v4(2),
+            host_v6: v6(1),
+            guest_v6: v6(2),
+        }
     }
 
     fn overlaps(&self, networks: &[(IpAddr, u8)]) -> bool {
@@ -71,11 +77,20 @@ impl Addresses {
 ///
 /// `networks` are the host's own addresses and routes, the default routes not among them; `taken` are the
 /// addresses other machines were given. `None` where the whole pool is in use.
-pub(crate) fn choose(name: &MachineName, networks: &[(IpAddr, u8)], taken: &[Addresses]) -> Option<Addresses> {
+pub(crate) fn choose(
+    name: &MachineName,
+    networks: &[(IpAddr, u8)],
+    taken: &[Addresses],
+) -> Option<Addresses> {
     let first = u32::try_from(fnv1a(name.as_str().as_bytes()) % u64::from(BLOCKS)).unwrap_or(0);
-    (0..BLOCKS).map(|step| Addresses::of_block(name, (first + step) % BLOCKS)).find(|candidate| {
-        !candidate.overlaps(networks) && taken.iter().all(|other| other.guest_v4 != candidate.guest_v4)
-    })
+    (0..BLOCKS)
+        .map(|step| Addresses::of_block(name, (first + step) % BLOCKS))
+        .find(|candidate| {
+            !candidate.overlaps(networks)
+                && taken
+                    .iter()
+                    .all(|other| other.guest_v4 != candidate.guest_v4)
+        })
 }
 
 /// `nr-` and what fits of the name, with the block's number: unique where the block is.
@@ -121,7 +136,10 @@ mod tests {
         for text in ["a", "web-1.example.org", &"x".repeat(64), "abcdefg-hijk"] {
             for block in [0, 0x3fff] {
                 let link = link_name(&name(text), block);
-                assert!(link.len() <= LINK_NAME_MAX && link.starts_with("nr-"), "{link}");
+                assert!(
+                    link.len() <= LINK_NAME_MAX && link.starts_with("nr-"),
+                    "{link}"
+                );
             }
         }
     }

@@ -12,6 +12,9 @@ pub use addresses::Addresses;
 pub(crate) use addresses::choose;
 pub(crate) use links::{configure, networks_in_use};
 
+/// Where the guest's networkd finds it, relative to the machine's root.
+pub(crate) const GUEST_NETWORK_FILE: &str = "etc/systemd/network/05-nspawn-run-host0.network";
+
 /// What the guest's networkd reads for host0. Source: systemd.network(5); with these settings it reports the
 /// link as configured at once, so that wait-online does not hold the boot.
 pub(crate) const GUEST_NETWORK: &str = "\

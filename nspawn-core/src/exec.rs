@@ -1,0 +1,295 @@
+//! Running a program inside a machine, as its root user.
+//!
+//! The program joins the leader's namespaces itself: no bus, no machined, no shell in between.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, socket};
+
+use crate::cgroup::Cgroup;
+use crate::error::{MachineError, PathContext as _, SystemContext as _};
+use crate::machine::Machine;
+use crate::sys::{self, GuestEntry};
+
+/// Where programs are looked for inside a machine.
+const GUEST_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A program to run inside a machine; see [`Machine::command`].
+#[derive(Debug)]
+pub struct MachineCommand<'a> {
+    machine: &'a Machine,
+    program: OsString,
+    args: Vec<OsString>,
+    env: Vec<(OsString, OsString)>,
+    stdin: Option<Stdio>,
+    stdout: Option<Stdio>,
+    stderr: Option<Stdio>,
+}
+
+/// A program that runs inside a machine on a terminal of its own.
+#[derive(Debug)]
+pub struct TerminalChild {
+    /// The program.
+    pub child: Child,
+    /// The terminal's outer end: read what the program writes, write what it is to read.
+    pub terminal: File,
+}
+
+impl TerminalChild {
+    /// Gives the program's terminal the size of another, such as the caller's own.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::System`] where `from` is no terminal.
+    pub fn copy_size(&self, from: impl std::os::fd::AsFd) -> Result<(), MachineError> {
+        sys::copy_window_size(from.as_fd(), self.terminal.as_fd()).doing("set the terminal's size")
+    }
+}
+
+impl Machine {
+    /// Describes a program to run inside the machine, as root, with an empty environment but for `PATH`.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> MachineCommand<'_> {
+        MachineCommand {
+            machine: self,
+            program: program.as_ref().to_owned(),
+            args: Vec::new(),
+            env: vec![
+                ("PATH".into(), GUEST_PATH.into()),
+                ("HOME".into(), "/root".into()),
+                ("LANG".into(), "C.UTF-8".into()),
+            ],
+            stdin: None,
+            stdout: None,
+            stderr: None,
+        }
+    }
+
+    /// Runs a program inside the machine and collects its output; its standard input is empty.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::Exec`] where it cannot be run, [`MachineError::Gone`] where the machine has ended.
+    pub fn exec<S: AsRef<OsStr>>(
+        &self,
+        argv: impl IntoIterator<Item = S>,
+    ) -> Result<Output, MachineError> {
+        let mut argv = argv.into_iter();
+        let program = argv
+            .next()
+            .map(|s| s.as_ref().to_owned())
+            .unwrap_or_default();
+        self.command(program)
+            .args(argv)
+            .stdin(Stdio::null())
+            .output()
+    }
+}
+
+impl MachineCommand<'_> {
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.args
+            .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// Sets an environment variable.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets standard input; the caller's own by default.
+    #[must_use]
+    pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
+        self.stdin = Some(stdin.into());
+        self
+    }
+
+    /// Sets standard output; the caller's own by default.
+    #[must_use]
+    pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
+        self.stdout = Some(stdout.into());
+        self
+    }
+
+    /// Sets standard error; the caller's own by default.
+    #[must_use]
+    pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
+        self.stderr = Some(stderr.into());
+        self
+    }
+
+    /// Starts the program.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::Exec`] where it cannot be run, [`MachineError::Gone`] where the machine has ended.
+    pub fn spawn(self) -> Result<Child, MachineError> {
+        self.start(false)
+    }
+
+    /// Runs the program to its end.
+    ///
+    /// # Errors
+    ///
+    /// As [`spawn`](Self::spawn).
+    pub fn status(self) -> Result<ExitStatus, MachineError> {
+        let mut child = self.spawn()?;
+        child.wait().doing("wait for a program")
+    }
+
+    /// Runs the program to its end and collects its output.
+    ///
+    /// # Errors
+    ///
+    /// As [`spawn`](Self::spawn).
+    pub fn output(self) -> Result<Output, MachineError> {
+        let child = self.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        child.wait_with_output().doing("read a program's output")
+    }
+
+    /// Starts the program on a new terminal, which is its controlling one.
+    ///
+    /// # Errors
+    ///
+    /// As [`spawn`](Self::spawn).
+    pub fn spawn_on_terminal(mut self) -> Result<TerminalChild, MachineError> {
+        let (outer, inner) = sys::open_pty().doing("open a terminal")?;
+        let copy = |fd: &OwnedFd| fd.try_clone().doing("open a terminal");
+        self.stdin = Some(copy(&inner)?.into());
+        self.stdout = Some(copy(&inner)?.into());
+        self.stderr = Some(inner.into());
+        Ok(TerminalChild {
+            child: self.start(true)?,
+            terminal: outer.into(),
+        })
+    }
+
+    fn start(self, terminal: bool) -> Result<Child, MachineError> {
+        let machine = self.machine;
+        let gone = || MachineError::Gone {
+            name: machine.name().clone(),
+        };
+        if machine.has_ended() {
+            return Err(gone());
+        }
+        let entry = entry(machine, terminal)?;
+        let leader = leader(machine)?;
+        let mut command = Command::new(&self.program);
+        command.args(&self.args).env_clear().envs(self.env);
+        for (stdio, set) in [
+            (
+                self.stdin,
+                Command::stdin as fn(&mut Command, Stdio) -> &mut Command,
+            ),
+            (self.stdout, Command::stdout),
+            (self.stderr, Command::stderr),
+        ] {
+            if let Some(stdio) = stdio {
+                set(&mut command, stdio);
+            }
+        }
+        sys::before_guest(&mut command, entry);
+        spawn_in_pid_namespace(command, leader).map_err(|source| {
+            if machine.has_ended() {
+                return gone();
+            }
+            let program = self.program.to_string_lossy().into_owned();
+            MachineError::Exec {
+                name: machine.name().clone(),
+                program,
+                source,
+            }
+        })
+    }
+}
+
+/// Connects to a socket in the machine, as its root user and as one of its processes.
+///
+/// The outer error is of this side; the inner one is what the kernel said of the connection.
+pub(crate) fn connect(
+    machine: &Machine,
+    path: &str,
+) -> Result<io::Result<UnixStream>, MachineError> {
+    let address = UnixAddr::new(path).doing("name a socket")?;
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket =
+        socket(AddressFamily::Unix, SockType::Stream, flags, None).doing("make a socket")?;
+    let mut command = Command::new("/");
+    let shared = socket.try_clone().doing("make a socket")?;
+    sys::connect_and_end(&mut command, entry(machine, false)?, shared, address);
+    Ok(match spawn_in_pid_namespace(command, leader(machine)?) {
+        Err(error) if error.raw_os_error() == Some(sys::CONNECTED) => Ok(socket.into()),
+        Err(error) => Err(error),
+        Ok(mut child) => {
+            let _ = child.wait();
+            Err(io::ErrorKind::Other.into())
+        }
+    })
+}
+
+fn leader(machine: &Machine) -> Result<OwnedFd, MachineError> {
+    machine
+        .leader_fd()
+        .try_clone_to_owned()
+        .doing("name the machine's PID 1")
+}
+
+/// Spawns from a thread that enters the PID namespace first, which takes effect for its children.
+fn spawn_in_pid_namespace(mut command: Command, leader: OwnedFd) -> io::Result<Child> {
+    let spawned = std::thread::spawn(move || {
+        setns(&leader, CloneFlags::CLONE_NEWPID)?;
+        command.spawn()
+    });
+    spawned
+        .join()
+        .unwrap_or_else(|_| Err(io::Error::other("a helper thread died")))
+}
+
+/// Opens what a process needs to enter the machine.
+fn entry(machine: &Machine, terminal: bool) -> Result<GuestEntry, MachineError> {
+    let proc = Path::new("/proc").join(machine.leader().pid.to_string());
+    let root_path = proc.join("root");
+    let root = File::options()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC)
+        .open(&root_path)
+        .at("open", &root_path)?;
+    let mut namespaces = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWCGROUP;
+    let user = |proc: &Path| fs::read_link(proc.join("ns/user")).ok();
+    // joining the namespace one is in already is an error
+    if user(&proc) != user(Path::new("/proc/self")) {
+        namespaces |= CloneFlags::CLONE_NEWUSER;
+    }
+    let cgroup_procs = match machine.record()?.cgroup {
+        Some(path) => {
+            let cgroups = &machine.host().cgroups;
+            let cgroup = Cgroup::named(path).child("exec");
+            cgroup.make(cgroups)?;
+            Some(cgroup.open_procs(cgroups)?)
+        }
+        None => None,
+    };
+    Ok(GuestEntry {
+        leader: leader(machine)?,
+        root: root.into(),
+        namespaces,
+        cgroup_procs,
+        terminal,
+    })
+}
