@@ -10,7 +10,11 @@ pub(crate) fn line(text: impl Display) {
 
 /// Prints the header of a step.
 pub(crate) fn step(name: &str, detail: impl Display) {
-    let (bold, plain) = if io::stderr().is_terminal() { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
+    let (bold, plain) = if io::stderr().is_terminal() {
+        ("\x1b[1m", "\x1b[0m")
+    } else {
+        ("", "")
+    };
     line(format_args!("\n{bold}==> {name}{plain}  {detail}"));
 }
 
@@ -28,5 +32,10 @@ pub(crate) fn confirm(question: &str) -> Option<bool> {
     let _ = stderr.flush();
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer).ok()?;
-    Some(matches!(answer.trim().to_ascii_lowercase().as_str(), "" | "y" | "yes") && answer.ends_with('\n'))
+    Some(
+        matches!(
+            answer.trim().to_ascii_lowercase().as_str(),
+            "" | "y" | "yes"
+        ) && answer.ends_with('\n'),
+    )
 }

@@ -21,12 +21,20 @@ pub(crate) type Result<T> = std::result::Result<T, TaskError>;
 impl TaskError {
     /// A step of the task failed: exit code 1.
     pub(crate) fn failed(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Failed, message: message.into(), hint: None }
+        Self {
+            kind: Kind::Failed,
+            message: message.into(),
+            hint: None,
+        }
     }
 
     /// This host cannot run the task as it is: exit code 3.
     pub(crate) fn host(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Host, message: message.into(), hint: None }
+        Self {
+            kind: Kind::Host,
+            message: message.into(),
+            hint: None,
+        }
     }
 
     /// Adds what to do about it.
@@ -66,6 +74,11 @@ pub(crate) trait PathContext<T> {
 
 impl<T> PathContext<T> for std::io::Result<T> {
     fn at(self, verb: &str, path: impl AsRef<std::path::Path>) -> Result<T> {
-        self.map_err(|error| TaskError::failed(format!("cannot {verb} {}: {error}", path.as_ref().display())))
+        self.map_err(|error| {
+            TaskError::failed(format!(
+                "cannot {verb} {}: {error}",
+                path.as_ref().display()
+            ))
+        })
     }
 }

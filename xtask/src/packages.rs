@@ -18,7 +18,9 @@ impl Manager {
 
     /// The first one found; a machine with two of them is Debian with a foreign tool more often than not.
     pub(crate) fn detect() -> Option<Self> {
-        Self::ALL.into_iter().find(|manager| programs::find(manager.program()).is_some())
+        Self::ALL
+            .into_iter()
+            .find(|manager| programs::find(manager.program()).is_some())
     }
 
     pub(crate) fn program(self) -> &'static str {
@@ -47,7 +49,13 @@ impl Manager {
             Self::AptGet => &["install", "--yes", "--quiet", "--no-install-recommends"],
             Self::Dnf => &["install", "--assumeyes", "--setopt=install_weak_deps=False"],
             // An index without the upgrade is a partial upgrade, which Arch does not support.
-            Self::Pacman => &["--sync", "--refresh", "--sysupgrade", "--needed", "--noconfirm"],
+            Self::Pacman => &[
+                "--sync",
+                "--refresh",
+                "--sysupgrade",
+                "--needed",
+                "--noconfirm",
+            ],
             Self::Zypper => &["--non-interactive", "install", "--no-recommends"],
         };
         let mut command = self.command(arguments);
@@ -77,9 +85,18 @@ mod tests {
                 Manager::AptGet,
                 "DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends zstd",
             ),
-            (Manager::Dnf, "dnf install --assumeyes --setopt=install_weak_deps=False zstd"),
-            (Manager::Pacman, "pacman --sync --refresh --sysupgrade --needed --noconfirm zstd"),
-            (Manager::Zypper, "zypper --non-interactive install --no-recommends zstd"),
+            (
+                Manager::Dnf,
+                "dnf install --assumeyes --setopt=install_weak_deps=False zstd",
+            ),
+            (
+                Manager::Pacman,
+                "pacman --sync --refresh --sysupgrade --needed --noconfirm zstd",
+            ),
+            (
+                Manager::Zypper,
+                "zypper --non-interactive install --no-recommends zstd",
+            ),
         ];
         for (manager, expected) in cases {
             assert_eq!(shown(&manager.install(&["zstd"])), expected);

@@ -34,16 +34,24 @@ fn quoted(word: &OsStr) -> String {
 /// Runs a program with our own streams, after printing its command line.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     console::line(format_args!("$ {}", shown(command)));
-    let status = command.status().map_err(|error| cannot_run(command, &error))?;
+    let status = command
+        .status()
+        .map_err(|error| cannot_run(command, &error))?;
     if status.success() {
         return Ok(());
     }
-    Err(TaskError::failed(format!("`{}` ended with {status}", shown(command))))
+    Err(TaskError::failed(format!(
+        "`{}` ended with {status}",
+        shown(command)
+    )))
 }
 
 /// Runs a program without showing it; what it printed is shown only if it fails.
 pub(crate) fn run_quietly(command: &mut Command) -> Result<String> {
-    let output = command.stdin(Stdio::null()).output().map_err(|error| cannot_run(command, &error))?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| cannot_run(command, &error))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
@@ -51,9 +59,16 @@ pub(crate) fn run_quietly(command: &mut Command) -> Result<String> {
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.trim().lines().collect();
     let last = lines[lines.len().saturating_sub(20)..].join("\n");
-    Err(TaskError::failed(format!("`{}` ended with {}\n{last}", shown(command), output.status)))
+    Err(TaskError::failed(format!(
+        "`{}` ended with {}\n{last}",
+        shown(command),
+        output.status
+    )))
 }
 
 pub(crate) fn cannot_run(command: &Command, error: &std::io::Error) -> TaskError {
-    TaskError::failed(format!("cannot run `{}`: {error}", command.get_program().to_string_lossy()))
+    TaskError::failed(format!(
+        "cannot run `{}`: {error}",
+        command.get_program().to_string_lossy()
+    ))
 }

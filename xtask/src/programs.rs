@@ -29,7 +29,13 @@ pub(crate) struct Program {
 impl Program {
     const fn new(names: &'static [&'static str], packages: [&'static str; 4]) -> Self {
         let [apt, dnf, pacman, zypper] = packages;
-        Self { names, apt, dnf, pacman, zypper }
+        Self {
+            names,
+            apt,
+            dnf,
+            pacman,
+            zypper,
+        }
     }
 
     pub(crate) fn package(&self, manager: Manager) -> &'static str {
@@ -47,24 +53,55 @@ impl Program {
 }
 
 /// Columns: apt-get, dnf, pacman, zypper.
-const DEMO: &[Program] =
-    &[Program::new(&["systemd-nspawn"], ["systemd-container", "systemd-container", "systemd", "systemd-container"])];
+const DEMO: &[Program] = &[Program::new(
+    &["systemd-nspawn"],
+    [
+        "systemd-container",
+        "systemd-container",
+        "systemd",
+        "systemd-container",
+    ],
+)];
 
 const TEST: &[Program] = &[
-    Program::new(&["debootstrap"], ["debootstrap", "debootstrap", "debootstrap", "debootstrap"]),
-    Program::new(&["qemu-img"], ["qemu-utils", "qemu-img", "qemu-img", "qemu-tools"]),
-    Program::new(&["mkfs.ext4"], ["e2fsprogs", "e2fsprogs", "e2fsprogs", "e2fsprogs"]),
-    Program::new(&["mkfs.fat"], ["dosfstools", "dosfstools", "dosfstools", "dosfstools"]),
-    Program::new(&["sfdisk"], ["fdisk", "util-linux", "util-linux", "util-linux"]),
-    Program::new(&["nsenter"], ["util-linux", "util-linux", "util-linux", "util-linux"]),
-    Program::new(&["losetup"], ["mount", "util-linux", "util-linux", "util-linux"]),
+    Program::new(
+        &["debootstrap"],
+        ["debootstrap", "debootstrap", "debootstrap", "debootstrap"],
+    ),
+    Program::new(
+        &["qemu-img"],
+        ["qemu-utils", "qemu-img", "qemu-img", "qemu-tools"],
+    ),
+    Program::new(
+        &["mkfs.ext4"],
+        ["e2fsprogs", "e2fsprogs", "e2fsprogs", "e2fsprogs"],
+    ),
+    Program::new(
+        &["mkfs.fat"],
+        ["dosfstools", "dosfstools", "dosfstools", "dosfstools"],
+    ),
+    Program::new(
+        &["sfdisk"],
+        ["fdisk", "util-linux", "util-linux", "util-linux"],
+    ),
+    Program::new(
+        &["nsenter"],
+        ["util-linux", "util-linux", "util-linux", "util-linux"],
+    ),
+    Program::new(
+        &["losetup"],
+        ["mount", "util-linux", "util-linux", "util-linux"],
+    ),
     Program::new(&["ip"], ["iproute2", "iproute", "iproute2", "iproute2"]),
     Program::new(&["tar"], ["tar", "tar", "tar", "tar"]),
     Program::new(&["gzip"], ["gzip", "gzip", "gzip", "gzip"]),
     Program::new(&["xz"], ["xz-utils", "xz", "xz", "xz"]),
     Program::new(&["zstd"], ["zstd", "zstd", "zstd", "zstd"]),
     // libFuzzer is C++.
-    Program::new(&["c++", "g++", "clang++"], ["g++", "gcc-c++", "gcc", "gcc-c++"]),
+    Program::new(
+        &["c++", "g++", "clang++"],
+        ["g++", "gcc-c++", "gcc", "gcc-c++"],
+    ),
 ];
 
 /// What `purpose` needs on any machine.
@@ -86,7 +123,8 @@ pub(crate) fn find(name: &str) -> Option<PathBuf> {
 
 fn is_executable(file: &std::path::Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
-    file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    file.metadata()
+        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
 #[cfg(test)]
@@ -97,7 +135,10 @@ mod tests {
     fn every_program_has_a_package_for_every_manager() {
         for program in needed(Purpose::Test) {
             for manager in Manager::ALL {
-                assert!(!program.package(manager).is_empty(), "{program:?} {manager:?}");
+                assert!(
+                    !program.package(manager).is_empty(),
+                    "{program:?} {manager:?}"
+                );
             }
         }
     }

@@ -14,6 +14,10 @@ pub(crate) fn require(task: &str) -> Result<()> {
     if is_root() {
         return Ok(());
     }
-    Err(TaskError::host(format!("`cargo xtask {task}` needs root: it installs packages and boots machines"))
-        .hint(format!("type: sudo -E env \"PATH=$PATH\" cargo xtask {task}")))
+    Err(TaskError::host(format!(
+        "`cargo xtask {task}` needs root: it installs packages and boots machines"
+    ))
+    .hint(format!(
+        "type: sudo -E env \"PATH=$PATH\" cargo xtask {task}"
+    )))
 }

@@ -7,7 +7,9 @@ use crate::error::{Result, TaskError};
 
 /// The folder that holds the workspace's `Cargo.toml`.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask/ stands in the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask/ stands in the workspace")
 }
 
 /// The cargo that runs this task, so that a toolchain chosen with `+name` stays chosen.

@@ -30,22 +30,39 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     process::run(workspace::cargo().args(["build", "--release", "--package=nspawn-cli"]))?;
     let program = workspace::target_dir()?.join("release/nspawn-run");
 
-    console::step("run", format_args!("{UNIT} in a machine made of this host's own /usr"));
+    console::step(
+        "run",
+        format_args!("{UNIT} in a machine made of this host's own /usr"),
+    );
     let mut command = Command::new(&program);
     command.current_dir(workspace::root()).args(["unit", UNIT]);
     console::line(format_args!("$ {}", process::shown(&command)));
     let start = Instant::now();
-    let status = command.status().map_err(|error| process::cannot_run(&command, &error))?;
+    let status = command
+        .status()
+        .map_err(|error| process::cannot_run(&command, &error))?;
     let seconds = start.elapsed().as_secs_f64();
     if !status.success() {
-        return Err(TaskError::failed(format!("the unit ended with {status} after {seconds:.1} s"))
-            .hint(format!("ask what this host lacks: {} doctor", program.display())));
+        return Err(TaskError::failed(format!(
+            "the unit ended with {status} after {seconds:.1} s"
+        ))
+        .hint(format!(
+            "ask what this host lacks: {} doctor",
+            program.display()
+        )));
     }
 
-    console::step("result", format_args!("the unit ended with exit code 0; {seconds:.1} s from start to end"));
+    console::step(
+        "result",
+        format_args!("the unit ended with exit code 0; {seconds:.1} s from start to end"),
+    );
     let program = program.display();
     console::line(format_args!("next:"));
-    console::line(format_args!("  {program} unit web.service --image https://…/disk.qcow2   a unit of yours in a cloud image"));
-    console::line(format_args!("  {program} --help                                         everything else"));
+    console::line(format_args!(
+        "  {program} unit web.service --image https://…/disk.qcow2   a unit of yours in a cloud image"
+    ));
+    console::line(format_args!(
+        "  {program} --help                                         everything else"
+    ));
     Ok(())
 }

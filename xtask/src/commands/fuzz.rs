@@ -52,7 +52,10 @@ fn targets() -> Result<Vec<String>> {
     for entry in std::fs::read_dir(&dir).at("list", &dir)? {
         let path = entry.at("list", &dir)?.path();
         if path.extension().is_some_and(|extension| extension == "rs") {
-            names.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
+            names.extend(
+                path.file_stem()
+                    .map(|stem| stem.to_string_lossy().into_owned()),
+            );
         }
     }
     names.sort();
@@ -74,7 +77,12 @@ fn command(name: &str, seconds: u32) -> Result<Command> {
         .env("RUSTC_BOOTSTRAP", "1")
         .args(["fuzz", "run", "--target-dir"])
         .arg(workspace::target_dir()?.join("fuzz"))
-        .args([name, "--", &format!("-max_total_time={seconds}"), "-print_final_stats=1"])
+        .args([
+            name,
+            "--",
+            &format!("-max_total_time={seconds}"),
+            "-print_final_stats=1",
+        ])
         // One input must end in 10 s; the memory limit is libFuzzer's own default, stated.
         .args(["-timeout=10", "-rss_limit_mb=2048"]);
     Ok(command)

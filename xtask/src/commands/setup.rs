@@ -22,7 +22,11 @@ pub(crate) struct SetupArgs {
 }
 
 pub(crate) fn run(args: &SetupArgs) -> Result<()> {
-    prepare(args.purpose, args.yes, &format!("setup --for {}", name(args.purpose)))?;
+    prepare(
+        args.purpose,
+        args.yes,
+        &format!("setup --for {}", name(args.purpose)),
+    )?;
     console::line("this machine has all that is needed");
     Ok(())
 }
@@ -31,23 +35,42 @@ pub(crate) fn run(args: &SetupArgs) -> Result<()> {
 ///
 /// `task` is what the user typed after `cargo xtask`, for the hint.
 pub(crate) fn prepare(purpose: Purpose, yes: bool, task: &str) -> Result<()> {
-    let missing: Vec<&Program> =
-        programs::needed(purpose).into_iter().filter(|program| !program.is_present()).collect();
+    let missing: Vec<&Program> = programs::needed(purpose)
+        .into_iter()
+        .filter(|program| !program.is_present())
+        .collect();
     let tools = match purpose {
         Purpose::Demo => Vec::new(),
-        Purpose::Test => CARGO_TOOLS.iter().filter(|tool| !tool.is_present()).collect(),
+        Purpose::Test => CARGO_TOOLS
+            .iter()
+            .filter(|tool| !tool.is_present())
+            .collect(),
     };
     if missing.is_empty() && tools.is_empty() {
         return Ok(());
     }
     console::step("set-up", "this machine lacks a few programs");
-    let manager = if missing.is_empty() { None } else { Some(manager_for(&missing)?) };
-    let mut packages: Vec<&str> =
-        manager.map(|manager| missing.iter().map(|program| program.package(manager)).collect()).unwrap_or_default();
+    let manager = if missing.is_empty() {
+        None
+    } else {
+        Some(manager_for(&missing)?)
+    };
+    let mut packages: Vec<&str> = manager
+        .map(|manager| {
+            missing
+                .iter()
+                .map(|program| program.package(manager))
+                .collect()
+        })
+        .unwrap_or_default();
     packages.sort_unstable();
     packages.dedup();
     if let Some(manager) = manager {
-        console::line(format_args!("  to install with {}: {}", manager.program(), packages.join(" ")));
+        console::line(format_args!(
+            "  to install with {}: {}",
+            manager.program(),
+            packages.join(" ")
+        ));
     }
     for tool in &tools {
         console::line(format_args!("  to build with cargo install: {}", tool.name));
@@ -78,20 +101,32 @@ struct CargoTool {
 /// cargo-nextest is not among them: a runner that every machine has serves us as well, see `test.rs`.
 const CARGO_TOOLS: &[CargoTool] = &[
     // Without default features: they are what its check of advisories needs, which fetches a database; we do not run it.
-    CargoTool { name: "cargo-deny", arguments: &["--no-default-features"] },
-    CargoTool { name: "cargo-fuzz", arguments: &[] },
+    CargoTool {
+        name: "cargo-deny",
+        arguments: &["--no-default-features"],
+    },
+    CargoTool {
+        name: "cargo-fuzz",
+        arguments: &[],
+    },
 ];
 
 impl CargoTool {
     /// Asks cargo, which looks in its own folder of programs as well as in `PATH`.
     fn is_present(&self) -> bool {
         let subcommand = self.name.trim_start_matches("cargo-");
-        workspace::cargo().args([subcommand, "--version"]).output().is_ok_and(|output| output.status.success())
+        workspace::cargo()
+            .args([subcommand, "--version"])
+            .output()
+            .is_ok_and(|output| output.status.success())
     }
 
     fn install(&self) -> Command {
         let mut command = workspace::cargo();
-        command.args(["install", "--locked", "--quiet"]).args(self.arguments).arg(self.name);
+        command
+            .args(["install", "--locked", "--quiet"])
+            .args(self.arguments)
+            .arg(self.name);
         command
     }
 }
@@ -100,8 +135,11 @@ fn manager_for(missing: &[&Program]) -> Result<Manager> {
     Manager::detect().ok_or_else(|| {
         let names: Vec<&str> = missing.iter().map(|program| program.names[0]).collect();
         let known = Manager::ALL.map(Manager::program).join(", ");
-        TaskError::host(format!("missing on this machine: {}; and none of {known} is here to install it", names.join(", ")))
-            .hint("install these programs by hand, then run the command again")
+        TaskError::host(format!(
+            "missing on this machine: {}; and none of {known} is here to install it",
+            names.join(", ")
+        ))
+        .hint("install these programs by hand, then run the command again")
     })
 }
 
@@ -113,8 +151,11 @@ fn agree(yes: bool, task: &str) -> Result<()> {
     match console::confirm("Install them now?") {
         Some(true) => Ok(()),
         Some(false) => Err(TaskError::host("nothing was installed")),
-        None => Err(TaskError::host("there is no terminal to ask on, so nothing was installed")
-            .hint(format!("to agree beforehand, type: cargo xtask {task} --yes"))),
+        None => Err(
+            TaskError::host("there is no terminal to ask on, so nothing was installed").hint(
+                format!("to agree beforehand, type: cargo xtask {task} --yes"),
+            ),
+        ),
     }
 }
 
@@ -127,7 +168,10 @@ fn still_missing(purpose: Purpose) -> Result<()> {
     if names.is_empty() {
         return Ok(());
     }
-    Err(TaskError::host(format!("still missing after the installation: {}", names.join(", "))))
+    Err(TaskError::host(format!(
+        "still missing after the installation: {}",
+        names.join(", ")
+    )))
 }
 
 fn name(purpose: Purpose) -> &'static str {
