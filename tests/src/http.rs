@@ -16,6 +16,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::sys;
+
 /// Bytes written at a time.
 const PIECE: u64 = 64 * 1024;
 /// How long a client may take to send its request.
@@ -177,6 +179,7 @@ impl Request {
 #[derive(Debug)]
 pub struct HttpServer {
     address: SocketAddr,
+    listener: TcpListener,
     shared: Arc<Shared>,
     acceptor: Option<JoinHandle<()>>,
 }
@@ -213,13 +216,15 @@ impl HttpServer {
         let address = listener
             .local_addr()
             .expect("a bound socket has an address");
+        let accepting = listener.try_clone().expect("a second descriptor");
         let shared = Arc::new(Shared::default());
         let for_thread = Arc::clone(&shared);
         let acceptor = thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
+            for stream in accepting.incoming() {
                 if for_thread.stopping.load(Ordering::SeqCst) {
                     return;
                 }
+                let Ok(stream) = stream else { continue };
                 let shared = Arc::clone(&for_thread);
                 thread::spawn(move || {
                     let _ = shared.serve(&stream); // the client may go at any time
@@ -228,6 +233,7 @@ impl HttpServer {
         });
         Self {
             address,
+            listener,
             shared,
             acceptor: Some(acceptor),
         }
@@ -278,7 +284,10 @@ impl HttpServer {
 impl Drop for HttpServer {
     fn drop(&mut self) {
         self.shared.stop();
-        let _ = TcpStream::connect(self.address); // wakes the acceptor
+        // Wakes the acceptor, also where the address has gone with its interface.
+        if sys::stop_listening(&self.listener).is_err() {
+            return;
+        }
         if let Some(acceptor) = self.acceptor.take() {
             let _ = acceptor.join();
         }

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::TcpListener;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -93,5 +94,15 @@ pub(crate) fn add_loop_device(number: u32) -> io::Result<()> {
         Ok(())
     } else {
         Err(error)
+    }
+}
+
+/// Ends the accept(2) that another thread waits in, and every later one.
+pub(crate) fn stop_listening(listener: &TcpListener) -> io::Result<()> {
+    // JUSTIFICATION: std has no shutdown for a listener.
+    // SAFETY: the call takes two integers by value; the descriptor is open.
+    match unsafe { libc::shutdown(listener.as_raw_fd(), libc::SHUT_RDWR) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }

@@ -52,14 +52,20 @@ const STATE: [(&str, &str, u32); 3] = [
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Replaces the cgroup mounts by a cgroup2, enters the new cgroup `$1`, and becomes the rest of the arguments.
+///
+/// Only one systemd host is up at a time: other cgroups of that name are those of killed tests. The program dies with
+/// the test, so that even a killed one leaves no host behind.
 const ENTER: &str = r#"
 set -e
 if mountpoint -q /sys/fs/cgroup; then umount -R /sys/fs/cgroup; fi
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
+for stale in /sys/fs/cgroup/nspawn-tests-systemd-host-*; do
+  [ ! -d "$stale" ] || find "$stale" -depth -type d -exec rmdir {} + || true
+done
 mkdir "/sys/fs/cgroup/$1"
 echo $$ > "/sys/fs/cgroup/$1/cgroup.procs"
 shift
-exec "$@"
+exec setpriv --pdeathsig=KILL "$@"
 "#;
 
 /// Removes the cgroup `$1` and those below it, the deepest first.

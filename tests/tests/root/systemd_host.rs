@@ -1,9 +1,12 @@
 //! The nested systemd host boots, runs commands, and leaves the outer host as it was.
 
+use std::time::Duration;
+
 use nspawn_tests::fixture;
 use nspawn_tests::host::{HostSnapshot, alone};
 use nspawn_tests::http::{HttpServer, Resource};
 use nspawn_tests::systemd_host::{OUTER_ADDRESS, SCRATCH, SystemdHost};
+use nspawn_tests::wait;
 
 #[test]
 #[ignore = "needs root"]
@@ -70,16 +73,19 @@ fn root_systemd_host_boots_machines_that_machined_knows() {
     host.command(["machinectl", "list", "--no-legend"])
         .run()
         .expect_stdout("inner");
-    let up = host.command([
-        "systemd-run",
-        "--machine=inner",
-        "--quiet",
-        "--wait",
-        "--pipe",
-        "cat",
-        "/etc/hostname",
-    ]);
-    up.run().expect_code(0).expect_stdout("debian\n");
+    // Started is not up: the machine's own bus tells, and nothing announces it on this host.
+    let hostname = wait::until(Duration::from_secs(60), || {
+        let run = [
+            "systemd-run",
+            "--machine=inner",
+            "--quiet",
+            "--wait",
+            "--pipe",
+        ];
+        let finished = host.command(run).args(["cat", "/etc/hostname"]).run();
+        (finished.code() == 0).then_some(finished.stdout)
+    });
+    assert_eq!(hostname.as_deref(), Some("debian\n"), "{}", host.console());
     host.command(["machinectl", "poweroff", "inner"])
         .run()
         .expect_code(0);
