@@ -15,6 +15,7 @@ mod packages;
 mod process;
 mod programs;
 mod root;
+mod tally;
 mod workspace;
 
 use std::process::ExitCode;

@@ -46,7 +46,11 @@ pub(crate) fn prepare(purpose: Purpose, yes: bool, task: &str) -> Result<()> {
             .filter(|tool| !tool.is_present())
             .collect(),
     };
-    if missing.is_empty() && tools.is_empty() {
+    let components = match purpose {
+        Purpose::Demo => Vec::new(),
+        Purpose::Test => missing_components(),
+    };
+    if missing.is_empty() && tools.is_empty() && components.is_empty() {
         return Ok(());
     }
     console::step("set-up", "this machine lacks a few programs");
@@ -75,6 +79,12 @@ pub(crate) fn prepare(purpose: Purpose, yes: bool, task: &str) -> Result<()> {
     for tool in &tools {
         console::line(format_args!("  to build with cargo install: {}", tool.name));
     }
+    if !components.is_empty() {
+        console::line(format_args!(
+            "  to add with rustup: {}",
+            components.join(" ")
+        ));
+    }
     if manager.is_some() && !root::is_root() {
         root::require(task)?;
     }
@@ -85,10 +95,32 @@ pub(crate) fn prepare(purpose: Purpose, yes: bool, task: &str) -> Result<()> {
         }
         process::run(&mut manager.install(&packages))?;
     }
+    if !components.is_empty() {
+        process::run(
+            Command::new("rustup")
+                .args(["component", "add"])
+                .args(&components),
+        )?;
+    }
     for tool in tools {
         process::run(&mut tool.install())?;
     }
     still_missing(purpose)
+}
+
+/// Parts of the toolchain that its smallest profile lacks.
+fn missing_components() -> Vec<&'static str> {
+    [("fmt", "rustfmt"), ("clippy", "clippy")]
+        .into_iter()
+        .filter(|(subcommand, _)| !has_subcommand(subcommand))
+        .map(|(_, component)| component)
+        .collect()
+}
+
+/// Asks cargo, which looks in its own folder of programs as well as in `PATH`.
+fn has_subcommand(name: &str) -> bool {
+    let asked = workspace::cargo().args([name, "--version"]).output();
+    asked.is_ok_and(|output| output.status.success())
 }
 
 /// A tool that comes from the package registry of cargo.
@@ -112,13 +144,8 @@ const CARGO_TOOLS: &[CargoTool] = &[
 ];
 
 impl CargoTool {
-    /// Asks cargo, which looks in its own folder of programs as well as in `PATH`.
     fn is_present(&self) -> bool {
-        let subcommand = self.name.trim_start_matches("cargo-");
-        workspace::cargo()
-            .args([subcommand, "--version"])
-            .output()
-            .is_ok_and(|output| output.status.success())
+        has_subcommand(self.name.trim_start_matches("cargo-"))
     }
 
     fn install(&self) -> Command {
