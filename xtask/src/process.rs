@@ -23,6 +23,9 @@ pub(crate) fn shown(command: &Command) -> String {
 }
 
 fn quoted(word: &OsStr) -> String {
+    if std::env::var_os("CARGO").is_some_and(|cargo| cargo == word) {
+        return "cargo".to_owned(); // its full path is noise
+    }
     let word = word.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "+-_./:=,@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {

@@ -44,13 +44,15 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
         .wait()
         .map_err(|error| process::cannot_run(command, &error))?;
     let verdict = if status.success() { "ok" } else { "FAILED" };
-    console::line(format_args!(
+    // On the tests' own stream, so that it stays below them wherever that goes.
+    let _ = writeln!(
+        io::stdout().lock(),
         "\nall tests: {verdict}. {} passed; {} failed; {} ignored; finished in {:.2}s",
         sum.passed,
         sum.failed,
         sum.ignored,
         start.elapsed().as_secs_f64()
-    ));
+    );
     if !status.success() {
         return Err(TaskError::failed(format!(
             "`{}` ended with {status}",
