@@ -208,17 +208,18 @@ fn interfaces(facts: &mut BTreeSet<String>) {
     );
 }
 
-/// Our program, systemd-nspawn, and whatever lives in another PID namespace than we do.
+/// Our program, systemd-nspawn, and what lives in the cgroup of a machine: a payload whose supervisor is gone.
 fn processes(facts: &mut BTreeSet<String>) {
-    let own = fs::read_link("/proc/self/ns/pid").ok();
     for pid in process_ids() {
         let Ok(name) = fs::read_to_string(format!("/proc/{pid}/comm")) else {
             continue;
         };
         let name = name.trim_end();
-        let elsewhere = fs::read_link(format!("/proc/{pid}/ns/pid"))
-            .is_ok_and(|namespace| Some(namespace) != own);
-        if elsewhere || name == "systemd-nspawn" || name == "nspawn-run" {
+        let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let of_machine = ["/nspawn-", "/machine.slice/", "/payload/"]
+            .iter()
+            .any(|part| cgroups.contains(part));
+        if of_machine || name == "systemd-nspawn" || name == "nspawn-run" {
             facts.insert(format!("process {pid} {name}"));
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{bench, fixture, fuzz, setup};
 use crate::console;
-use crate::error::{Result, TaskError};
+use crate::error::{PathContext as _, Result, TaskError};
 use crate::process;
 use crate::programs::Purpose;
 use crate::root;
@@ -176,6 +176,11 @@ fn fuzz_seconds(args: &TestArgs) -> Result<u32> {
 /// otherwise: test executables run one after another, the support library ends what hangs and orders the tests that
 /// look at the whole host, and the totals are added up here.
 fn tests(filter: &[String]) -> Result<()> {
+    // What killed tests of an earlier run left on the disk.
+    let state = workspace::target_dir()?.join("test-state");
+    if filter.is_empty() && state.exists() {
+        std::fs::remove_dir_all(&state).at("remove", &state)?;
+    }
     // Tests that boot machines wait more than they compute, but memory and loop devices are finite.
     let threads = std::thread::available_parallelism().map_or(2, |count| count.get().clamp(2, 4));
     let mut command = workspace::cargo();
