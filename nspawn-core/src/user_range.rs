@@ -110,7 +110,7 @@ mod tests {
         let name: MachineName = "web".parse().unwrap();
         let first = UserRange::pick(&name, &[]);
         assert_eq!(first, UserRange::pick(&name, &[]));
-        assert!(BASES.contains(&first.base()) && first.base() % LENGTH == 0);
+        assert!(BASES.contains(&first.base()) && first.base().is_multiple_of(LENGTH));
         let second = UserRange::pick(&name, &[first]);
         assert_ne!(first, second);
     }

@@ -1,0 +1,3 @@
+//! Tests that run as anybody.
+
+mod http_server;
