@@ -1,0 +1,5 @@
+//! Downloads over HTTP.
+
+mod error;
+
+pub use error::{DownloadError, DownloadReason};

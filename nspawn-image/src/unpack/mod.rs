@@ -1,0 +1,5 @@
+//! Archives and compressed files.
+
+mod error;
+
+pub use error::UnpackError;
