@@ -27,6 +27,7 @@
 
 #![forbid(unsafe_code)]
 
+mod convert;
 mod digest;
 mod disk;
 mod error;
