@@ -60,7 +60,8 @@ impl Output for File {
 /// An output in memory, for tests and small images.
 impl Output for Mutex<Vec<u8>> {
     fn set_size(&self, size: u64) -> io::Result<()> {
-        let size = usize::try_from(size).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+        let size =
+            usize::try_from(size).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
         let mut bytes = self.lock().unwrap_or_else(PoisonError::into_inner);
         bytes.clear();
         bytes.resize(size, 0);
@@ -69,8 +70,12 @@ impl Output for Mutex<Vec<u8>> {
 
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         let mut bytes = self.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = usize::try_from(offset).ok().and_then(|start| bytes.get_mut(start..start + data.len()));
-        place.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?.copy_from_slice(data);
+        let place = usize::try_from(offset)
+            .ok()
+            .and_then(|start| bytes.get_mut(start..start + data.len()));
+        place
+            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?
+            .copy_from_slice(data);
         Ok(())
     }
 }
@@ -107,11 +112,19 @@ pub(crate) fn run(
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), Qcow2Error> {
     let size = source.size();
-    output.set_size(size).map_err(|source| Qcow2Error::Write { offset: 0, source })?;
+    output
+        .set_size(size)
+        .map_err(|source| Qcow2Error::Write { offset: 0, source })?;
     let units = size.div_ceil(UNIT);
     let cpus = thread::available_parallelism().map_or(1, usize::from);
-    let workers = cpus.min(MAX_WORKERS).min(usize::try_from(units).unwrap_or(MAX_WORKERS));
-    let shared = Shared { next: AtomicU64::new(0), stop: AtomicBool::new(false), error: Mutex::new(None) };
+    let workers = cpus
+        .min(MAX_WORKERS)
+        .min(usize::try_from(units).unwrap_or(MAX_WORKERS));
+    let shared = Shared {
+        next: AtomicU64::new(0),
+        stop: AtomicBool::new(false),
+        error: Mutex::new(None),
+    };
     thread::scope(|scope| {
         let (alive, ended) = mpsc::channel::<()>();
         let mut started = 0;
@@ -139,7 +152,11 @@ pub(crate) fn run(
             }
         }
     });
-    match shared.error.into_inner().unwrap_or_else(PoisonError::into_inner) {
+    match shared
+        .error
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+    {
         Some(error) => Err(error),
         None => {
             progress(size);
@@ -157,17 +174,27 @@ struct Shared {
 impl Shared {
     fn fail(&self, error: Qcow2Error) {
         self.stop.store(true, Ordering::Relaxed);
-        self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(error);
     }
 }
 
-fn work(source: &dyn Units, output: &dyn Output, shared: &Shared, size: u64) -> Result<(), Qcow2Error> {
+fn work(
+    source: &dyn Units,
+    output: &dyn Output,
+    shared: &Shared,
+    size: u64,
+) -> Result<(), Qcow2Error> {
     let mut worker = source.worker();
     let mut buffer = vec![0; UNIT as usize];
     let mut data = Vec::new();
     while !shared.stop.load(Ordering::Relaxed) {
         let unit = shared.next.fetch_add(1, Ordering::Relaxed);
-        let Some(offset) = unit.checked_mul(UNIT).filter(|offset| *offset < size) else { break };
+        let Some(offset) = unit.checked_mul(UNIT).filter(|offset| *offset < size) else {
+            break;
+        };
         let ahead = worker.next_data(offset)? / UNIT;
         if ahead > unit {
             shared.next.fetch_max(ahead, Ordering::Relaxed);
@@ -184,10 +211,16 @@ fn work(source: &dyn Units, output: &dyn Output, shared: &Shared, size: u64) -> 
 }
 
 /// Writes `bytes` at `offset`, leaving out the blocks of 4 KiB that are zero, in as few writes as that allows.
-pub(crate) fn write_sparse(output: &dyn Output, bytes: &[u8], offset: u64) -> Result<(), Qcow2Error> {
+pub(crate) fn write_sparse(
+    output: &dyn Output,
+    bytes: &[u8],
+    offset: u64,
+) -> Result<(), Qcow2Error> {
     let write = |range: Range<usize>| {
         let at = offset + range.start as u64;
-        output.write_at(&bytes[range], at).map_err(|source| Qcow2Error::Write { offset: at, source })
+        output
+            .write_at(&bytes[range], at)
+            .map_err(|source| Qcow2Error::Write { offset: at, source })
     };
     let mut start = None;
     let mut at = 0;
@@ -244,7 +277,11 @@ impl<S: ReadAt> Worker for RawWorker<'_, S> {
         let end = offset + length as u64;
         let mut at = offset;
         while at < end {
-            let found = self.0.source.next_data(at).map_err(|source| Qcow2Error::Read { offset: at, source })?;
+            let found = self
+                .0
+                .source
+                .next_data(at)
+                .map_err(|source| Qcow2Error::Read { offset: at, source })?;
             let Some((start, stop)) = found else { break };
             if start >= end {
                 break;
@@ -253,7 +290,10 @@ impl<S: ReadAt> Worker for RawWorker<'_, S> {
             self.0
                 .source
                 .read_exact_at(&mut buffer[range.clone()], start)
-                .map_err(|source| Qcow2Error::Read { offset: start, source })?;
+                .map_err(|source| Qcow2Error::Read {
+                    offset: start,
+                    source,
+                })?;
             data.push(range);
             at = stop;
         }
@@ -261,7 +301,11 @@ impl<S: ReadAt> Worker for RawWorker<'_, S> {
     }
 
     fn next_data(&mut self, offset: u64) -> Result<u64, Qcow2Error> {
-        let found = self.0.source.next_data(offset).map_err(|source| Qcow2Error::Read { offset, source })?;
+        let found = self
+            .0
+            .source
+            .next_data(offset)
+            .map_err(|source| Qcow2Error::Read { offset, source })?;
         Ok(found.map_or(self.0.size.next_multiple_of(UNIT), |(start, _)| start))
     }
 }
@@ -273,12 +317,25 @@ mod tests {
     #[test]
     fn raw_keeps_every_byte_and_skips_zero_blocks() {
         let mut source = vec![0_u8; 5 * UNIT as usize + 1000];
-        for at in [0, 4095, 4096, UNIT as usize - 1, 3 * UNIT as usize, 5 * UNIT as usize + 999] {
+        for at in [
+            0,
+            4095,
+            4096,
+            UNIT as usize - 1,
+            3 * UNIT as usize,
+            5 * UNIT as usize + 999,
+        ] {
             source[at] = 7;
         }
         let output = Mutex::new(vec![9; 3]);
         let mut last = 0;
-        run(&RawUnits::new(source.clone()).unwrap(), &output, &Cancel::default(), &mut |done| last = done).unwrap();
+        run(
+            &RawUnits::new(source.clone()).unwrap(),
+            &output,
+            &Cancel::default(),
+            &mut |done| last = done,
+        )
+        .unwrap();
         assert!(output.into_inner().unwrap() == source);
         assert_eq!(last, source.len() as u64);
     }
@@ -289,12 +346,23 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let open = |name: &str| {
             let path = dir.path().join(name);
-            File::options().read(true).write(true).create_new(true).open(path).unwrap()
+            File::options()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(path)
+                .unwrap()
         };
         let (source, output) = (open("source"), open("output"));
         source.set_len(1 << 30).unwrap();
         source.write_all_at(b"data", 777 << 20).unwrap();
-        run(&RawUnits::new(source).unwrap(), &output, &Cancel::default(), &mut |_| {}).unwrap();
+        run(
+            &RawUnits::new(source).unwrap(),
+            &output,
+            &Cancel::default(),
+            &mut |_| {},
+        )
+        .unwrap();
         let mut found = [0; 4];
         ReadAt::read_exact_at(&output, &mut found, 777 << 20).unwrap();
         assert_eq!(&found, b"data");
@@ -318,6 +386,9 @@ mod tests {
         source[4096] = 1;
         let units = RawUnits::new(source).unwrap();
         let error = run(&units, &Full, &Cancel::default(), &mut |_| {}).unwrap_err();
-        assert!(matches!(error, Qcow2Error::Write { offset: 4096, .. }), "{error}");
+        assert!(
+            matches!(error, Qcow2Error::Write { offset: 4096, .. }),
+            "{error}"
+        );
     }
 }

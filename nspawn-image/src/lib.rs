@@ -32,6 +32,7 @@ mod digest;
 mod disk;
 mod error;
 mod fetch;
+mod format;
 mod gpt;
 mod image;
 mod limits;
@@ -44,6 +45,7 @@ mod report;
 mod source;
 mod store;
 mod unpack;
+mod verify;
 mod version;
 
 pub use digest::{Digest, DigestError};

@@ -58,8 +58,16 @@ fn run(program: &str, args: &[&str]) {
 fn make(number: u64, path: &str) -> String {
     let mut random = Random(SEED ^ number.wrapping_mul(0x1234_5677));
     let extended = random.below(4) == 0;
-    let bits = if extended { 14 + random.below(8) } else { 9 + random.below(13) };
-    let version = if extended || random.below(3) > 0 { "1.1" } else { "0.10" };
+    let bits = if extended {
+        14 + random.below(8)
+    } else {
+        9 + random.below(13)
+    };
+    let version = if extended || random.below(3) > 0 {
+        "1.1"
+    } else {
+        "0.10"
+    };
     let zstd = version == "1.1" && random.below(2) == 0;
     // qemu-img rounds the size up to sectors.
     let size = (random.below(LARGEST) / 512 + 1) * 512;
@@ -76,7 +84,19 @@ fn make(number: u64, path: &str) -> String {
     if !extended && random.below(8) == 0 {
         options += ",preallocation=metadata";
     }
-    run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &options, path, &size.to_string()]);
+    run(
+        "qemu-img",
+        &[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-o",
+            &options,
+            path,
+            &size.to_string(),
+        ],
+    );
     let cluster = 1u64 << bits;
     let mut commands = Vec::new();
     for _ in 0..random.below(24) {
@@ -91,7 +111,10 @@ fn make(number: u64, path: &str) -> String {
                 // Compressed writes start at a cluster and are whole, apart from the last.
                 let start = start / cluster * cluster;
                 let length = (random.below(6) + 1) * cluster;
-                format!("write -q -c -P {pattern} {start} {}", length.min(size - start))
+                format!(
+                    "write -q -c -P {pattern} {start} {}",
+                    length.min(size - start)
+                )
             }
             4 => format!("write -q -P 0 {start} {length}"),
             _ => format!("write -q -P {pattern} {start} {length}"),
@@ -108,11 +131,16 @@ fn make(number: u64, path: &str) -> String {
     }
     if random.below(6) == 0 {
         run("qemu-img", &["snapshot", "-c", "one", path]);
-        run("qemu-io", &["-f", "qcow2", "-c", "write -q -P 77 0 512", path]);
+        run(
+            "qemu-io",
+            &["-f", "qcow2", "-c", "write -q -P 77 0 512", path],
+        );
     }
     if random.below(4) == 0 {
         let packed = format!("{path}.packed");
-        let mut args = vec!["convert", "-q", "-f", "qcow2", "-O", "qcow2", "-c", "-o", &options, path, &packed];
+        let mut args = vec![
+            "convert", "-q", "-f", "qcow2", "-O", "qcow2", "-c", "-o", &options, path, &packed,
+        ];
         if options.contains("preallocation") {
             args.retain(|arg| *arg != "-c");
         }
@@ -125,7 +153,12 @@ fn make(number: u64, path: &str) -> String {
 fn same(left: &Path, right: &Path) -> Option<u64> {
     let (mut left, mut right) = (File::open(left).unwrap(), File::open(right).unwrap());
     if left.metadata().unwrap().len() != right.metadata().unwrap().len() {
-        return Some(left.metadata().unwrap().len().min(right.metadata().unwrap().len()));
+        return Some(
+            left.metadata()
+                .unwrap()
+                .len()
+                .min(right.metadata().unwrap().len()),
+        );
     }
     let (mut a, mut b) = (vec![0; 1 << 20], vec![0; 1 << 20]);
     let mut at = 0;
@@ -160,9 +193,16 @@ fn every_byte_is_what_qemu_img_writes() {
                     let what = make(number, image.to_str().unwrap());
                     let qcow2 = Qcow2::open(File::open(&image).unwrap(), LARGEST).expect(&what);
                     let output = File::create_new(&ours).unwrap();
-                    qcow2.convert(&output, &Cancel::default(), &mut |_| {}).expect(&what);
+                    qcow2
+                        .convert(&output, &Cancel::default(), &mut |_| {})
+                        .expect(&what);
                     let names = [image.to_str().unwrap(), theirs.to_str().unwrap()];
-                    run("qemu-img", &["convert", "-q", "-f", "qcow2", "-O", "raw", names[0], names[1]]);
+                    run(
+                        "qemu-img",
+                        &[
+                            "convert", "-q", "-f", "qcow2", "-O", "raw", names[0], names[1],
+                        ],
+                    );
                     if let Some(at) = same(&ours, &theirs) {
                         panic!("byte {at} differs in {what}");
                     }

@@ -66,8 +66,15 @@ impl<'a> ClusterReader<'a> {
             let end = (start + cluster).min(length);
             match self.tables.look_up(offset + start as u64)? {
                 Mapping::Unallocated | Mapping::Zero => {}
-                Mapping::Compressed { host, length } => self.packed.push(Packed { to: start, host, length }),
-                Mapping::Data { host, present: u32::MAX } => self.add_plain(start..end, host),
+                Mapping::Compressed { host, length } => self.packed.push(Packed {
+                    to: start,
+                    host,
+                    length,
+                }),
+                Mapping::Data {
+                    host,
+                    present: u32::MAX,
+                } => self.add_plain(start..end, host),
                 Mapping::Data { host, present } => {
                     let subcluster = cluster / 32;
                     for index in (0..32).filter(|index| present >> index & 1 == 1) {
@@ -97,10 +104,13 @@ impl<'a> ClusterReader<'a> {
     fn read_plain(&self, buffer: &mut [u8]) -> Result<(), Qcow2Error> {
         for piece in &self.plain {
             let place = &mut buffer[piece.to.clone()];
-            let count = self
-                .image
-                .read_at(place, piece.host)
-                .map_err(|source| Qcow2Error::Read { offset: piece.host, source })?;
+            let count =
+                self.image
+                    .read_at(place, piece.host)
+                    .map_err(|source| Qcow2Error::Read {
+                        offset: piece.host,
+                        source,
+                    })?;
             if count == place.len() {
                 continue;
             }
@@ -109,7 +119,11 @@ impl<'a> ClusterReader<'a> {
             let missing = (place.len() - count) as u64;
             if self.length % 512 != 0 || missing >= self.header.cluster_size() {
                 let end = piece.host + place.len() as u64;
-                return Err(Qcow2Error::Truncated { what: "a cluster", end, length: self.length });
+                return Err(Qcow2Error::Truncated {
+                    what: "a cluster",
+                    end,
+                    length: self.length,
+                });
             }
             place[count..].fill(0);
         }
@@ -132,13 +146,21 @@ impl<'a> ClusterReader<'a> {
                 last += 1;
             }
             if start >= self.length {
-                return Err(Qcow2Error::Truncated { what: "a compressed cluster", end, length: self.length });
+                return Err(Qcow2Error::Truncated {
+                    what: "a compressed cluster",
+                    end,
+                    length: self.length,
+                });
             }
-            self.input.resize((end.min(self.length) - start) as usize, 0);
+            self.input
+                .resize((end.min(self.length) - start) as usize, 0);
             let count = self
                 .image
                 .read_at(&mut self.input, start)
-                .map_err(|source| Qcow2Error::Read { offset: start, source })?;
+                .map_err(|source| Qcow2Error::Read {
+                    offset: start,
+                    source,
+                })?;
             for packed in &self.packed[first..last] {
                 // The length is rounded up to sectors and may reach beyond the file.
                 let from = ((packed.host - start) as usize).min(count);
@@ -148,9 +170,16 @@ impl<'a> ClusterReader<'a> {
                     let end = packed.host + packed.length;
                     // Less than a sector may be missing: what is rounded up need not be there.
                     if end >= self.length + 512 {
-                        return Err(Qcow2Error::Truncated { what: "a compressed cluster", end, length: self.length });
+                        return Err(Qcow2Error::Truncated {
+                            what: "a compressed cluster",
+                            end,
+                            length: self.length,
+                        });
                     }
-                    return Err(Qcow2Error::Compressed { guest: guest + packed.to as u64, host: packed.host });
+                    return Err(Qcow2Error::Compressed {
+                        guest: guest + packed.to as u64,
+                        host: packed.host,
+                    });
                 }
             }
             first = last;
@@ -172,7 +201,11 @@ impl Worker for ClusterReader<'_> {
         self.read_packed(offset, buffer)?;
         let cluster = self.header.cluster_size() as usize;
         data.extend(self.plain.iter().map(|piece| piece.to.clone()));
-        data.extend(self.packed.iter().map(|packed| packed.to..(packed.to + cluster).min(length)));
+        data.extend(
+            self.packed
+                .iter()
+                .map(|packed| packed.to..(packed.to + cluster).min(length)),
+        );
         data.sort_unstable_by_key(|range| range.start);
         data.dedup_by(|next, last| {
             let joined = last.end == next.start;
@@ -216,7 +249,9 @@ impl Decoder {
                     || inflate_slowly(input, output)
             }
             Self::Zstd(context) => {
-                let whole = zstd_safe::find_frame_compressed_size(input).ok().and_then(|size| input.get(..size));
+                let whole = zstd_safe::find_frame_compressed_size(input)
+                    .ok()
+                    .and_then(|size| input.get(..size));
                 let done = whole.and_then(|frame| context.decompress(output, frame).ok());
                 done == Some(output.len()) || unzstd_slowly(input, output)
             }
@@ -232,7 +267,10 @@ fn inflate_slowly(input: &[u8], output: &mut [u8]) -> bool {
 
 fn unzstd_slowly(input: &[u8], output: &mut [u8]) -> bool {
     let mut context = DCtx::create();
-    if context.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG)).is_err() {
+    if context
+        .set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG))
+        .is_err()
+    {
         return false;
     }
     let size = output.len();
@@ -240,7 +278,9 @@ fn unzstd_slowly(input: &[u8], output: &mut [u8]) -> bool {
     let mut output = OutBuffer::around(output);
     while output.pos() < size {
         let before = (input.pos, output.pos());
-        if context.decompress_stream(&mut output, &mut input).is_err() || before == (input.pos, output.pos()) {
+        if context.decompress_stream(&mut output, &mut input).is_err()
+            || before == (input.pos, output.pos())
+        {
             return false;
         }
     }

@@ -39,8 +39,14 @@ impl<S: ReadAt> Qcow2<S> {
     /// See [`Qcow2Error`].
     pub fn open(source: S, limit: u64) -> Result<Self, Qcow2Error> {
         let header = Header::read(&source, limit)?;
-        let length = source.size().map_err(|source| Qcow2Error::Read { offset: 0, source })?;
-        Ok(Self { source, header, length })
+        let length = source
+            .size()
+            .map_err(|source| Qcow2Error::Read { offset: 0, source })?;
+        Ok(Self {
+            source,
+            header,
+            length,
+        })
     }
 
     /// The header.
@@ -78,7 +84,11 @@ impl<S: ReadAt> Units for Qcow2<S> {
     }
 
     fn worker(&self) -> Box<dyn Worker + '_> {
-        Box::new(cluster::ClusterReader::new(&self.source, &self.header, self.length))
+        Box::new(cluster::ClusterReader::new(
+            &self.source,
+            &self.header,
+            self.length,
+        ))
     }
 }
 

@@ -23,16 +23,25 @@ pub struct Snapshot {
     pub vm_state_size: u64,
 }
 
-pub(super) fn list(image: &dyn ReadAt, header: &Header, length: u64) -> Result<Vec<Snapshot>, Qcow2Error> {
+pub(super) fn list(
+    image: &dyn ReadAt,
+    header: &Header,
+    length: u64,
+) -> Result<Vec<Snapshot>, Qcow2Error> {
     let mut at = header.snapshots_offset;
     let mut found = Vec::new();
     for _ in 0..header.snapshot_count {
         let fixed = read(image, at, 40, length)?;
         let u16_at = |at: usize| usize::from(u16::from_be_bytes([fixed[at], fixed[at + 1]]));
-        let u32_at = |at: usize| u32::from_be_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]);
+        let u32_at = |at: usize| {
+            u32::from_be_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]])
+        };
         let (id_length, name_length, extra) = (u16_at(12), u16_at(14), u32_at(36));
         if extra > MAX_EXTRA {
-            return Err(Qcow2Error::Field { field: "extra_data_size", value: extra.into() });
+            return Err(Qcow2Error::Field {
+                field: "extra_data_size",
+                value: extra.into(),
+            });
         }
         let extra = extra as usize;
         let rest = read(image, at + 40, extra + id_length + name_length, length)?;
@@ -59,10 +68,16 @@ pub(super) fn list(image: &dyn ReadAt, header: &Header, length: u64) -> Result<V
 fn read(image: &dyn ReadAt, at: u64, count: usize, length: u64) -> Result<Vec<u8>, Qcow2Error> {
     let end = at.checked_add(count as u64);
     let Some(end) = end.filter(|end| *end <= length) else {
-        return Err(Qcow2Error::Truncated { what: "the snapshot table", end: at.saturating_add(count as u64), length });
+        return Err(Qcow2Error::Truncated {
+            what: "the snapshot table",
+            end: at.saturating_add(count as u64),
+            length,
+        });
     };
     let _ = end;
     let mut bytes = vec![0; count];
-    image.read_exact_at(&mut bytes, at).map_err(|source| Qcow2Error::Read { offset: at, source })?;
+    image
+        .read_exact_at(&mut bytes, at)
+        .map_err(|source| Qcow2Error::Read { offset: at, source })?;
     Ok(bytes)
 }

@@ -33,7 +33,10 @@ struct Slice {
 
 impl Slice {
     fn new() -> Self {
-        Self { bytes: Vec::new(), start: 0 }
+        Self {
+            bytes: Vec::new(),
+            start: 0,
+        }
     }
 
     /// The big-endian word at `offset` in the image, both in bytes.
@@ -47,13 +50,18 @@ impl Slice {
                 Ok(count) => count,
                 Err(source) => {
                     self.bytes.clear();
-                    return Err(Qcow2Error::Read { offset: self.start, source });
+                    return Err(Qcow2Error::Read {
+                        offset: self.start,
+                        source,
+                    });
                 }
             };
             self.bytes.truncate(count);
         }
         let at = (offset - self.start) as usize;
-        let Some(word) = self.bytes.get(at..at + 8) else { return Ok(None) };
+        let Some(word) = self.bytes.get(at..at + 8) else {
+            return Ok(None);
+        };
         let mut buffer = [0; 8];
         buffer.copy_from_slice(word);
         Ok(Some(u64::from_be_bytes(buffer)))
@@ -71,34 +79,57 @@ pub(super) struct Tables<'a> {
 
 impl<'a> Tables<'a> {
     pub(super) fn new(image: &'a dyn ReadAt, header: &'a Header, length: u64) -> Self {
-        Self { image, header, length, l1: Slice::new(), l2: Slice::new() }
+        Self {
+            image,
+            header,
+            length,
+            l1: Slice::new(),
+            l2: Slice::new(),
+        }
     }
 
     /// Where the L2 table for `guest` starts, in bytes; `None` where there is none.
     pub(super) fn l2_table(&mut self, guest: u64) -> Result<Option<u64>, Qcow2Error> {
         let at = self.header.l1_offset + guest / self.header.l1_coverage() * 8;
         let entry = self.l1.word(self.image, at)?;
-        let entry = entry.ok_or(Qcow2Error::Truncated { what: "the L1 table", end: at + 8, length: self.length })?;
+        let entry = entry.ok_or(Qcow2Error::Truncated {
+            what: "the L1 table",
+            end: at + 8,
+            length: self.length,
+        })?;
         let table = entry & OFFSET_MASK;
         if table == 0 {
             return Ok(None);
         }
         if table % self.header.cluster_size() != 0 {
-            return Err(Qcow2Error::Entry { guest, reason: "its L2 table is not aligned to a cluster" });
+            return Err(Qcow2Error::Entry {
+                guest,
+                reason: "its L2 table is not aligned to a cluster",
+            });
         }
         Ok(Some(table))
     }
 
     /// What the tables say of the cluster that holds `guest`.
     pub(super) fn look_up(&mut self, guest: u64) -> Result<Mapping, Qcow2Error> {
-        let Some(table) = self.l2_table(guest)? else { return Ok(Mapping::Unallocated) };
+        let Some(table) = self.l2_table(guest)? else {
+            return Ok(Mapping::Unallocated);
+        };
         let size = self.header.l2_entry_size();
         let index = guest / self.header.cluster_size() % (self.header.cluster_size() / size);
         let at = table + index * size;
-        let cut = Qcow2Error::Truncated { what: "an L2 table", end: at + size, length: self.length };
-        let Some(entry) = self.l2.word(self.image, at)? else { return Err(cut) };
+        let cut = Qcow2Error::Truncated {
+            what: "an L2 table",
+            end: at + size,
+            length: self.length,
+        };
+        let Some(entry) = self.l2.word(self.image, at)? else {
+            return Err(cut);
+        };
         let bitmap = if self.header.extended_l2 {
-            let Some(bitmap) = self.l2.word(self.image, at + 8)? else { return Err(cut) };
+            let Some(bitmap) = self.l2.word(self.image, at + 8)? else {
+                return Err(cut);
+            };
             Some(bitmap)
         } else {
             None
@@ -114,7 +145,10 @@ impl<'a> Tables<'a> {
             let shift = 62 - (self.header.cluster_bits - 8);
             let host = entry & ((1 << shift) - 1);
             let sectors = (entry >> shift & ((1 << (self.header.cluster_bits - 8)) - 1)) + 1;
-            return Ok(Mapping::Compressed { host, length: sectors * 512 - host % 512 });
+            return Ok(Mapping::Compressed {
+                host,
+                length: sectors * 512 - host % 512,
+            });
         }
         let host = entry & OFFSET_MASK;
         if let Some(bitmap) = bitmap {
@@ -146,6 +180,9 @@ impl<'a> Tables<'a> {
         if host % self.header.cluster_size() != 0 {
             return damaged("its data is not aligned to a cluster");
         }
-        Ok(Mapping::Data { host, present: u32::MAX })
+        Ok(Mapping::Data {
+            host,
+            present: u32::MAX,
+        })
     }
 }

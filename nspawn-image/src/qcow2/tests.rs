@@ -40,7 +40,8 @@ fn convert(bytes: Vec<u8>) -> Result<Vec<u8>, Qcow2Error> {
 }
 
 fn deflated(data: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::default());
+    let mut encoder =
+        flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(data).unwrap();
     encoder.finish().unwrap()
 }
@@ -48,7 +49,16 @@ fn deflated(data: &[u8]) -> Vec<u8> {
 #[test]
 fn plain_zero_unallocated_and_compressed_clusters() {
     let packed = deflated(&[0xc2; CLUSTER]);
-    let mut bytes = image(&[3 * CLUSTER as u64 | 1 << 63, 1, 0, 1 << 62 | (4 * CLUSTER as u64 + 7), 0, 0, 0, 3 * CLUSTER as u64]);
+    let mut bytes = image(&[
+        3 * CLUSTER as u64 | 1 << 63,
+        1,
+        0,
+        1 << 62 | (4 * CLUSTER as u64 + 7),
+        0,
+        0,
+        0,
+        3 * CLUSTER as u64,
+    ]);
     bytes[4 * CLUSTER + 7..][..packed.len()].copy_from_slice(&packed);
     let mut expected = vec![0; 8 * CLUSTER - 100];
     expected[..CLUSTER].fill(0xd1);
@@ -58,7 +68,13 @@ fn plain_zero_unallocated_and_compressed_clusters() {
     put32(&mut bytes, 100, 112);
     put64(&mut bytes, 72, 8);
     bytes[104] = 1;
-    assert!(matches!(convert(bytes.clone()), Err(Qcow2Error::Compressed { guest: 1536, host: 2055 })));
+    assert!(matches!(
+        convert(bytes.clone()),
+        Err(Qcow2Error::Compressed {
+            guest: 1536,
+            host: 2055
+        })
+    ));
     let packed = zstd::encode_all(&[0xc2; CLUSTER][..], 3).unwrap();
     bytes[4 * CLUSTER + 7..][..packed.len()].copy_from_slice(&packed);
     assert!(convert(bytes).unwrap() == expected);
@@ -78,18 +94,27 @@ fn every_bad_header_is_named() {
     let table: [(Change, &str); 19] = [
         (|b| b[0] = 0, "not a qcow2 image"),
         (|b| b.truncate(3), "not a qcow2 image"),
-        (|b| b.truncate(71), "cut short: the header ends at byte 72, the file at byte 71"),
+        (
+            |b| b.truncate(71),
+            "cut short: the header ends at byte 72, the file at byte 71",
+        ),
         (|b| put32(b, 4, 4), "version 4"),
         (|b| put32(b, 20, 8), "cluster_bits is 8"),
         (|b| put32(b, 20, 200), "cluster_bits is 200"),
         (|b| put32(b, 100, 96), "header_length is 96"),
         (|b| put32(b, 96, 7), "refcount_order is 7"),
-        (|b| put64(b, 24, 1 << 50), "more than the 1073741824 allowed"),
+        (
+            |b| put64(b, 24, 1 << 50),
+            "more than the 1073741824 allowed",
+        ),
         (|b| put32(b, 36, 0), "l1_size is 0"),
         (|b| put32(b, 36, u32::MAX), "l1_size is 4294967295"),
         (|b| put64(b, 40, 513), "l1_table_offset is 513"),
         (|b| put64(b, 40, 1 << 40), "cut short: the L1 table"),
-        (|b| put64(b, 40, 0u64.wrapping_sub(512)), "cut short: the L1 table"),
+        (
+            |b| put64(b, 40, 0u64.wrapping_sub(512)),
+            "cut short: the L1 table",
+        ),
         (|b| put32(b, 32, 2), "encrypted (LUKS)"),
         (|b| put64(b, 72, 2), "marked as corrupt"),
         (|b| put64(b, 72, 1 << 40), "bit 40"),
@@ -123,7 +148,10 @@ fn other_files_are_named_and_never_opened() {
     put32(&mut bytes, 116, 48);
     bytes[121] = 5;
     bytes[122..127].copy_from_slice(b"magic");
-    assert_eq!(convert(bytes).unwrap_err().to_string(), "the image needs features that are not supported: \"magic\" (bit 5)");
+    assert_eq!(
+        convert(bytes).unwrap_err().to_string(),
+        "the image needs features that are not supported: \"magic\" (bit 5)"
+    );
 }
 
 #[test]
@@ -132,7 +160,11 @@ fn every_bad_entry_is_an_error_with_its_place() {
         (3 * 512 + 512 / 2 * 2 + (1 << 40), 3, "cut short: a cluster"),
         (1, 2, "a zero cluster in a version 2 image"),
         (1 << 62 | 1 << 45, 3, "cut short: a compressed cluster"),
-        (1 << 62 | 3 * 512, 3, "compressed cluster for guest byte 0 (at byte 1536"),
+        (
+            1 << 62 | 3 * 512,
+            3,
+            "compressed cluster for guest byte 0 (at byte 1536",
+        ),
         (1 << 62 | 0x1f_ffff_ffff_ffff, 3, "cut short"),
         (0x00ff_ffff_ffff_fe00, 3, "cut short"),
     ];
@@ -140,11 +172,19 @@ fn every_bad_entry_is_an_error_with_its_place() {
         let mut bytes = image(&[entry]);
         put32(&mut bytes, 4, version);
         let error = convert(bytes).unwrap_err().to_string();
-        assert!(error.contains(text), "{entry:x}: {error:?} does not say {text:?}");
+        assert!(
+            error.contains(text),
+            "{entry:x}: {error:?} does not say {text:?}"
+        );
     }
     let mut bytes = image(&[]);
     put64(&mut bytes, 512, 1 << 50);
-    assert!(convert(bytes).unwrap_err().to_string().contains("cut short: an L2 table"));
+    assert!(
+        convert(bytes)
+            .unwrap_err()
+            .to_string()
+            .contains("cut short: an L2 table")
+    );
 }
 
 #[test]
