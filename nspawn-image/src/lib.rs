@@ -1,1 +1,66 @@
-//! Placeholder, replaced below.
+//! System images for systemd-nspawn: from a reference to something a machine can be started from.
+//!
+//! ```no_run
+//! use nspawn_image::{NoReport, PullOptions, Store};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let store = Store::open("/var/lib/nspawn-run/images")?;
+//! let reference = "https://example.org/debian-12-generic-amd64.qcow2".parse()?;
+//! let mut options = PullOptions::default();
+//! options.checksum = Some("sha512:…".parse()?);
+//! let image = store.pull(&reference, &options, &mut NoReport)?;
+//! let root = image.root_partition()?;
+//! println!("{} from byte {} of {}", root.filesystem, root.offset, image.path().display());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Flow: [`ImageRef`] -> [`Store::pull`] -> `fetch` -> `verify` -> `unpack` or [`qcow2`] -> publish -> [`Image`]
+//! -> [`RootPartition`]. An image is either absent from the store or complete, and no parser sees bytes whose
+//! digest was to be checked and was not.
+//!
+//! The library never prints, reads the environment, exits, or panics on input, and needs no root: only the
+//! unpacking of an OS tree keeps owners and devices where it is root. Progress goes to a [`Reporter`].
+//!
+//! Every call blocks. From an async program:
+//! `tokio::task::spawn_blocking(move || store.pull(&reference, &options, &mut NoReport)).await?`.
+
+#![forbid(unsafe_code)]
+
+mod convert;
+mod digest;
+mod disk;
+mod error;
+mod fetch;
+mod format;
+mod gpt;
+mod image;
+mod limits;
+mod mbr;
+mod options;
+mod probe;
+pub mod qcow2;
+mod reference;
+mod report;
+mod source;
+mod store;
+mod unpack;
+mod verify;
+mod version;
+
+pub use digest::{Digest, DigestError};
+pub use disk::{
+    Architecture, DiskError, FileSystem, Partition, PartitionTable, PartitionType, RootPartition,
+    Scheme,
+};
+pub use error::{ErrorKind, ImageError};
+pub use fetch::{DownloadError, DownloadReason};
+pub use gpt::Guid;
+pub use image::{Image, ImageKind, ImageLock};
+pub use limits::{Cancel, Limits};
+pub use options::PullOptions;
+pub use reference::{ImageName, ImageRef, ImageUrl, ReferenceError};
+pub use report::{NoReport, Reporter, StepId, StepKind};
+pub use source::ReadAt;
+pub use store::{Store, StoredImage};
+pub use unpack::UnpackError;

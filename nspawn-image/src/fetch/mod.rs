@@ -1,0 +1,333 @@
+//! Downloads over HTTP: into a partial file that a later call can go on with, hashed on the way.
+//!
+//! Flow: [`download`] -> a thread with the network (`transfer`) -> a bounded channel -> this thread hashes and
+//! writes. The private runtime lives in that thread, so that a caller inside an async runtime is no problem, and
+//! receiving overlaps hashing.
+
+mod error;
+mod transfer;
+
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
+
+pub use error::{DownloadError, DownloadReason};
+use serde::{Deserialize, Serialize};
+use transfer::{Event, Request};
+
+use crate::digest::Hasher;
+use crate::error::{ImageError, PathContext};
+use crate::options::PullOptions;
+use crate::reference::ImageUrl;
+use crate::report::{Reporter, Step, StepKind};
+use crate::verify::Unverified;
+
+/// How often a cancel is seen while nothing arrives.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What a server tells a version of a file by.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Validators {
+    pub(crate) etag: Option<String>,
+    pub(crate) last_modified: Option<String>,
+}
+
+impl Validators {
+    /// The one that proves that bytes are of the same version: never a weak ETag. Source: RFC 9110, 13.1.5.
+    fn strong(&self) -> Option<&str> {
+        self.etag
+            .as_deref()
+            .filter(|etag| !etag.starts_with("W/"))
+            .or(self.last_modified.as_deref())
+    }
+}
+
+/// Where a download is kept while it is not complete. The caller holds the lock of it.
+#[derive(Clone, Debug)]
+pub(crate) struct PartialPaths {
+    pub(crate) data: PathBuf,
+    pub(crate) record: PathBuf,
+}
+
+impl PartialPaths {
+    pub(crate) fn clear(&self) {
+        let _ = fs::remove_file(&self.data);
+        let _ = fs::remove_file(&self.record);
+    }
+
+    fn validators(&self) -> Option<Validators> {
+        serde_json::from_slice(&fs::read(&self.record).ok()?).ok()
+    }
+}
+
+/// How a download ended well.
+pub(crate) enum Outcome {
+    Done {
+        file: Unverified,
+        validators: Validators,
+    },
+    /// The server still has what `known` describes.
+    NotModified,
+}
+
+/// Downloads `url` into `partial`; with `known`, only if the server has another version.
+pub(crate) fn download(
+    url: &ImageUrl,
+    known: Option<&Validators>,
+    partial: &PartialPaths,
+    options: &PullOptions,
+    reporter: &mut dyn Reporter,
+) -> Result<Outcome, ImageError> {
+    let result = Download::open(url, partial, options, reporter).and_then(|mut run| run.run(known));
+    if matches!(result, Err(ImageError::NoSpace { .. })) {
+        partial.clear();
+    }
+    result
+}
+
+struct Download<'a> {
+    url: &'a ImageUrl,
+    partial: &'a PartialPaths,
+    options: &'a PullOptions,
+    reporter: &'a mut dyn Reporter,
+    file: File,
+    hasher: Hasher,
+    /// Bytes in `file`, all of them hashed.
+    done: u64,
+    validators: Validators,
+}
+
+/// Why one attempt ended.
+enum Ended {
+    Complete,
+    NotModified,
+    /// Nothing of use is there any more: start again from the first byte.
+    Restart,
+    /// Worth another attempt from where it stands.
+    Broken(DownloadError),
+}
+
+impl<'a> Download<'a> {
+    /// Takes up what an earlier call left, where the server can be asked to go on with it.
+    fn open(
+        url: &'a ImageUrl,
+        partial: &'a PartialPaths,
+        options: &'a PullOptions,
+        reporter: &'a mut dyn Reporter,
+    ) -> Result<Self, ImageError> {
+        let data = &partial.data;
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(data)
+            .at("open", data)?;
+        let mut hasher = Hasher::new(options.checksum.as_ref());
+        let validators = partial
+            .validators()
+            .filter(|known| known.strong().is_some())
+            .unwrap_or_default();
+        let mut done = 0;
+        if validators.strong().is_some() {
+            done = hasher
+                .consume(&mut file, |_| !options.cancel.is_cancelled())
+                .at("read", data)?;
+            options.cancel.check()?;
+        }
+        file.set_len(done).at("write", data)?;
+        file.seek(SeekFrom::Start(done)).at("write", data)?;
+        Ok(Self {
+            url,
+            partial,
+            options,
+            reporter,
+            file,
+            hasher,
+            done,
+            validators,
+        })
+    }
+
+    fn restart(&mut self) -> Result<(), ImageError> {
+        self.hasher = Hasher::new(self.options.checksum.as_ref());
+        self.done = 0;
+        self.validators = Validators::default();
+        self.file.set_len(0).at("write", &self.partial.data)?;
+        self.file
+            .seek(SeekFrom::Start(0))
+            .at("write", &self.partial.data)?;
+        Ok(())
+    }
+
+    fn run(&mut self, known: Option<&Validators>) -> Result<Outcome, ImageError> {
+        let mut restarted = false;
+        let mut retries = 0;
+        loop {
+            match self.attempt(known)? {
+                Ended::Complete => break,
+                Ended::NotModified => {
+                    self.partial.clear();
+                    return Ok(Outcome::NotModified);
+                }
+                Ended::Restart if !restarted => {
+                    restarted = true;
+                    self.restart()?;
+                }
+                Ended::Restart => {
+                    return Err(self
+                        .fail(DownloadReason::Protocol("it refuses every range".into()))
+                        .into());
+                }
+                Ended::Broken(error) => {
+                    retries += 1;
+                    if retries > self.options.retries || self.validators.strong().is_none() {
+                        return Err(error.into());
+                    }
+                    self.reporter.notice(&format!(
+                        "{}: trying again from byte {}",
+                        error.reason, self.done
+                    ));
+                }
+            }
+        }
+        let file = self.file.try_clone().at("open", &self.partial.data)?;
+        let hasher = std::mem::replace(&mut self.hasher, Hasher::new(None));
+        let file = Unverified::new(file, hasher.finish());
+        Ok(Outcome::Done {
+            file,
+            validators: self.validators.clone(),
+        })
+    }
+
+    fn fail(&self, reason: DownloadReason) -> DownloadError {
+        DownloadError {
+            url: self.url.clone(),
+            reason,
+        }
+    }
+
+    fn attempt(&mut self, known: Option<&Validators>) -> Result<Ended, ImageError> {
+        let request = Request {
+            url: self.url.clone(),
+            from: self.done,
+            if_range: self
+                .validators
+                .strong()
+                .filter(|_| self.done > 0)
+                .map(str::to_owned),
+            unless: known.filter(|_| self.done == 0).cloned(),
+            connect_timeout: self.options.connect_timeout,
+            idle_timeout: self.options.idle_timeout,
+            proxy: self.options.proxy.clone(),
+            cancel: self.options.cancel.clone(),
+        };
+        let events =
+            transfer::start(request).map_err(|error| self.fail(DownloadReason::Thread(error)))?;
+        let next = || loop {
+            self.options.cancel.check()?;
+            match events.recv_timeout(TICK) {
+                Ok(event) => return Ok::<_, ImageError>(event),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    let reason = DownloadReason::Protocol("the network thread ended".to_owned());
+                    return Ok(Event::Failed(DownloadError {
+                        url: self.url.clone(),
+                        reason,
+                    }));
+                }
+            }
+        };
+        let head = match next()? {
+            Event::Head(head) => head,
+            Event::NotModified => return Ok(Ended::NotModified),
+            Event::RangeRefused => return Ok(Ended::Restart),
+            Event::Failed(error) => return Err(error.into()),
+            _ => {
+                return Err(self
+                    .fail(DownloadReason::Protocol("a body without a head".into()))
+                    .into());
+            }
+        };
+        if head.start == 0 && self.done > 0 {
+            // The file changed, or the server knows no ranges: this body is the whole file.
+            self.hasher = Hasher::new(self.options.checksum.as_ref());
+            self.done = 0;
+            self.file.set_len(0).at("write", &self.partial.data)?;
+            self.file
+                .seek(SeekFrom::Start(0))
+                .at("write", &self.partial.data)?;
+        } else if head.start != self.done {
+            return Ok(Ended::Restart);
+        }
+        let limit = self.options.limits.download;
+        if head.total.is_some_and(|total| total > limit) {
+            return Err(self.fail(DownloadReason::TooLarge { limit }).into());
+        }
+        self.validators = head.validators;
+        let record = serde_json::to_vec(&self.validators).unwrap_or_default();
+        fs::write(&self.partial.record, record).at("write", &self.partial.record)?;
+        let subject = self.url.to_string();
+        let mut step = Step::begin(self.reporter, StepKind::Download, &subject, head.total);
+        step.at(self.done);
+        loop {
+            match next()? {
+                Event::Chunk(bytes) => {
+                    self.hasher.update(&bytes);
+                    self.file
+                        .write_all(&bytes)
+                        .at("write", &self.partial.data)?;
+                    self.done += bytes.len() as u64;
+                    step.at(self.done);
+                    if self.done > limit {
+                        return Err(DownloadError {
+                            url: self.url.clone(),
+                            reason: DownloadReason::TooLarge { limit },
+                        }
+                        .into());
+                    }
+                }
+                Event::End => match head.total {
+                    Some(expected) if expected != self.done => {
+                        let reason = DownloadReason::CutShort {
+                            expected,
+                            received: self.done,
+                        };
+                        return Ok(Ended::Broken(DownloadError {
+                            url: self.url.clone(),
+                            reason,
+                        }));
+                    }
+                    _ => return Ok(Ended::Complete),
+                },
+                Event::Failed(mut error) => {
+                    if let (DownloadReason::Broken(_), Some(expected)) = (&error.reason, head.total)
+                    {
+                        error.reason = DownloadReason::CutShort {
+                            expected,
+                            received: self.done,
+                        };
+                    }
+                    return Ok(Ended::Broken(error));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// A key for a URL: what its partial file and its record are found by. The URL itself may hold a secret.
+pub(crate) fn url_key(url: &ImageUrl) -> String {
+    let mut hasher = Hasher::new(None);
+    hasher.update(url.secret().as_str().as_bytes());
+    hasher.finish().sha256.hex()[..32].to_owned()
+}
+
+/// Syncs a folder, so that what was renamed into it is there after a power cut.
+pub(crate) fn sync_folder(path: &Path) -> Result<(), ImageError> {
+    File::open(path)
+        .and_then(|folder| folder.sync_all())
+        .at("sync", path)
+}

@@ -1,0 +1,115 @@
+//! Locks between processes: flock(2) on files, which the kernel drops with the process that held them.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::error::{ImageError, PathContext};
+use crate::image::ImageLock;
+use crate::limits::Cancel;
+use crate::report::Reporter;
+
+/// How often a cancel is seen while another process holds a lock.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The right to work on one key; other processes wait for it.
+#[derive(Debug)]
+pub(super) struct KeyLock(#[allow(dead_code)] File);
+
+fn open(path: &Path) -> Result<File, ImageError> {
+    File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .at("open", path)
+}
+
+impl KeyLock {
+    /// Takes the lock, and says so where it has to wait.
+    pub(super) fn wait(
+        path: &Path,
+        cancel: &Cancel,
+        reporter: &mut dyn Reporter,
+    ) -> Result<Self, ImageError> {
+        let file = open(path)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Self(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => {}
+            Err(error) => return Err(ImageError::io("lock", path, error.into())),
+        }
+        reporter.notice("another process works on this image: waiting for it");
+        // A thread that waits in the kernel: it costs nothing, and a cancelled call leaves it to end by itself.
+        let (sender, receiver) = sync_channel(1);
+        let waiter = std::thread::Builder::new()
+            .name("lock".to_owned())
+            .spawn(move || {
+                let result = loop {
+                    match flock(&file, FlockOperation::LockExclusive) {
+                        Err(rustix::io::Errno::INTR) => {}
+                        other => break other,
+                    }
+                };
+                let _ = sender.send(result.map(|()| file));
+            });
+        waiter.at("lock", path)?;
+        loop {
+            cancel.check()?;
+            match receiver.recv_timeout(TICK) {
+                Ok(result) => return result.map(Self).at("lock", path),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(ImageError::io(
+                        "lock",
+                        path,
+                        io::ErrorKind::Interrupted.into(),
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Takes the lock if nobody has it.
+    pub(super) fn try_take(path: &Path) -> Option<Self> {
+        let file = open(path).ok()?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .ok()
+            .map(|()| Self(file))
+    }
+}
+
+/// A shared lock on a blob; `None` where it is gone, or goes just now.
+pub(super) fn share(path: &Path) -> Result<Option<ImageLock>, ImageError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(ImageError::io("open", path, error)),
+    };
+    // Only a removal and a look at who uses it hold it alone, both for a moment.
+    while let Err(error) = flock(&file, FlockOperation::LockShared) {
+        if error != rustix::io::Errno::INTR {
+            return Err(ImageError::io("lock", path, error.into()));
+        }
+    }
+    Ok(same(&file, path).then(|| ImageLock(Arc::new(file))))
+}
+
+/// The only lock on a blob; `None` where somebody uses it.
+pub(super) fn exclude(path: &Path) -> Option<File> {
+    let file = File::open(path).ok()?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+    Some(file)
+}
+
+/// Whether the name still leads to what was opened.
+fn same(file: &File, path: &Path) -> bool {
+    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    file.metadata().map(identity).ok() == fs::symlink_metadata(path).map(identity).ok()
+}

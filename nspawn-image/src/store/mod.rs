@@ -1,0 +1,249 @@
+//! The image store: one folder of published images, shared by every process on the host.
+//!
+//! ```text
+//! blobs/<sha256>.raw | <sha256>/     complete, read-only, never changed; flock(LOCK_SH) by whoever uses one
+//! refs/<name>.json                   a name: where it came from, digest, size, when
+//! partial/<key>.data, .json          a download that can go on; <key>.lock: one process per key
+//! ```
+//!
+//! An image is either absent or complete: it is written under `partial/`, synced and renamed. The lock of a key
+//! is held from the first look at the store to the rename, so that of two processes that want one image the
+//! second waits and then finds it.
+
+mod lock;
+mod pull;
+mod record;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use lock::KeyLock;
+use record::Record;
+
+use crate::digest::Digest;
+use crate::error::{ImageError, PathContext};
+use crate::image::{Image, ImageKind};
+use crate::limits::Cancel;
+use crate::options::PullOptions;
+use crate::reference::{ImageName, ImageRef};
+use crate::report::{NoReport, Reporter};
+use crate::unpack::WorkPaths;
+
+/// A folder of images.
+#[derive(Clone, Debug)]
+pub struct Store {
+    root: PathBuf,
+}
+
+/// What the store knows of one name.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct StoredImage {
+    /// The name.
+    pub name: ImageName,
+    /// Where it came from: a redacted URL or a path.
+    pub source: String,
+    /// The SHA-256 of the bytes downloaded or imported.
+    pub digest: Digest,
+    /// Disk or tree.
+    pub kind: ImageKind,
+    /// The blob's path.
+    pub path: PathBuf,
+    /// Bytes a machine sees: a disk's virtual size; 0 for a tree.
+    pub virtual_size: u64,
+    /// Bytes taken on this host's disk.
+    pub disk_usage: u64,
+    /// When it was published.
+    pub created: SystemTime,
+    /// Whether a machine or another process uses it now.
+    pub in_use: bool,
+}
+
+impl Store {
+    /// Opens a store, and makes its folders where they are missing.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError::Path`] where the folders cannot be made.
+    pub fn open(root: impl AsRef<Path>) -> Result<Self, ImageError> {
+        let store = Self {
+            root: root.as_ref().to_owned(),
+        };
+        for folder in [store.blobs(), store.refs(), store.partials()] {
+            fs::create_dir_all(&folder).at("create", &folder)?;
+        }
+        store.sweep();
+        Ok(store)
+    }
+
+    /// Gets an image: from the store where it is there, else by download or import.
+    ///
+    /// # Errors
+    ///
+    /// See [`ImageError`]. Nothing is published unless everything was right, and what an ended call leaves is
+    /// used or removed by the next.
+    pub fn pull(
+        &self,
+        reference: &ImageRef,
+        options: &PullOptions,
+        reporter: &mut dyn Reporter,
+    ) -> Result<Image, ImageError> {
+        self.pull_any(reference, options, reporter)
+    }
+
+    /// All names, sorted.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError::Path`] and [`ImageError::Record`].
+    pub fn list(&self) -> Result<Vec<StoredImage>, ImageError> {
+        record::all(&self.refs())?
+            .into_iter()
+            .map(|(name, record)| self.describe(name, &record?))
+            .collect()
+    }
+
+    /// Removes a name, and the image behind it where no other name has it.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError::UnknownName`], and [`ImageError::InUse`] where a machine uses it.
+    pub fn remove(&self, name: &ImageName) -> Result<(), ImageError> {
+        let _refs = KeyLock::wait(&self.lock_path("refs"), &Cancel::default(), &mut NoReport)?;
+        let path = record::path(&self.refs(), name);
+        let Some(record) = Record::read(&path)? else {
+            let (name, store) = (name.clone(), self.root.clone());
+            return Err(ImageError::UnknownName {
+                name,
+                machines: store.clone(),
+                store,
+            });
+        };
+        let shared = record::all(&self.refs())?
+            .into_iter()
+            .any(|(other, found)| {
+                other != *name && found.is_ok_and(|found| found.sha256 == record.sha256)
+            });
+        let blob = record
+            .digests()
+            .map(|digests| self.blob(&digests.sha256, record.kind.into()));
+        let Some(blob) = blob.filter(|blob| !shared && fs::symlink_metadata(blob).is_ok()) else {
+            return fs::remove_file(&path).at("remove", &path);
+        };
+        let Some(_lock) = lock::exclude(&blob) else {
+            return Err(ImageError::InUse { name: name.clone() });
+        };
+        fs::remove_file(&path).at("remove", &path)?;
+        match ImageKind::from(record.kind) {
+            ImageKind::Disk => fs::remove_file(&blob).at("remove", &blob),
+            // In one step out of sight, then at leisure: a killed removal leaves what the next sweep takes.
+            ImageKind::Tree => {
+                let key = format!("removed-{}", blob.file_name().unwrap_or_default().display());
+                let _key = KeyLock::wait(&self.lock_path(&key), &Cancel::default(), &mut NoReport)?;
+                let work = self.work(&key);
+                work.clear();
+                fs::rename(&blob, &work.tree).at("remove", &blob)?;
+                fs::remove_dir_all(&work.tree).at("remove", &work.tree)
+            }
+        }
+    }
+
+    fn describe(&self, name: ImageName, record: &Record) -> Result<StoredImage, ImageError> {
+        let path = record::path(&self.refs(), &name);
+        let digests = record.digests();
+        let digest = digests
+            .ok_or(ImageError::Record {
+                path,
+                reason: "it holds no SHA-256".to_owned(),
+            })?
+            .sha256;
+        let kind = record.kind.into();
+        let path = self.blob(&digest, kind);
+        Ok(StoredImage {
+            name,
+            source: record.source.clone(),
+            digest,
+            kind,
+            virtual_size: record.virtual_size,
+            disk_usage: disk_usage(&path),
+            created: record.created(),
+            in_use: path.exists() && lock::exclude(&path).is_none(),
+            path,
+        })
+    }
+
+    /// Removes what killed imports left: files of keys that nobody holds the lock of. Partial downloads stay.
+    fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(self.partials()) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let path = entry.path();
+            let left = path
+                .extension()
+                .is_some_and(|end| ["raw", "tree", "spool"].iter().any(|kind| end == *kind));
+            let Some(key) = path
+                .file_stem()
+                .and_then(|stem| stem.to_str())
+                .filter(|_| left)
+            else {
+                continue;
+            };
+            if let Some(_lock) = KeyLock::try_take(&self.lock_path(key)) {
+                self.work(key).clear();
+            }
+        }
+    }
+
+    fn blobs(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+
+    fn refs(&self) -> PathBuf {
+        self.root.join("refs")
+    }
+
+    fn partials(&self) -> PathBuf {
+        self.root.join("partial")
+    }
+
+    fn partial(&self, key: &str, kind: &str) -> PathBuf {
+        self.partials().join(format!("{key}.{kind}"))
+    }
+
+    fn lock_path(&self, key: &str) -> PathBuf {
+        self.partial(key, "lock")
+    }
+
+    fn work(&self, key: &str) -> WorkPaths {
+        let path = |kind| self.partial(key, kind);
+        WorkPaths {
+            raw: path("raw"),
+            tree: path("tree"),
+            spool: path("spool"),
+        }
+    }
+
+    fn blob(&self, sha256: &Digest, kind: ImageKind) -> PathBuf {
+        let hex = sha256.hex();
+        match kind {
+            ImageKind::Disk => self.blobs().join(format!("{hex}.raw")),
+            ImageKind::Tree => self.blobs().join(hex),
+        }
+    }
+}
+
+/// Bytes allocated to a file, or to all that is in a folder.
+fn disk_usage(path: &Path) -> u64 {
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return 0;
+    };
+    let own = metadata.blocks() * 512;
+    if !metadata.is_dir() {
+        return own;
+    }
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    own + entries.map(|entry| disk_usage(&entry.path())).sum::<u64>()
+}

@@ -1,0 +1,402 @@
+//! From a verified file to what a machine starts from: a sparse raw disk or an OS tree.
+//!
+//! Flow: [`import`] -> format of the file -> codec -> format of what is inside -> [`qcow2`](crate::qcow2), sparse
+//! copy or tree. A qcow2 inside a compressed file is spooled first, as it is read at random.
+
+mod error;
+mod stream;
+mod tree;
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+pub use error::UnpackError;
+use stream::Stream;
+
+use crate::convert::{self, RawUnits};
+use crate::error::{ImageError, PathContext};
+use crate::format::{self, Format};
+use crate::image::ImageKind;
+use crate::options::PullOptions;
+use crate::qcow2::{Qcow2, Qcow2Error};
+use crate::report::{Reporter, Step, StepKind};
+use crate::verify::Verified;
+
+/// Bytes moved at once.
+const CHUNK: usize = 1 << 20;
+
+/// Where an import may write: three names that its caller holds the lock for and removes.
+#[derive(Clone, Debug)]
+pub(crate) struct WorkPaths {
+    pub(crate) raw: PathBuf,
+    pub(crate) tree: PathBuf,
+    pub(crate) spool: PathBuf,
+}
+
+impl WorkPaths {
+    /// Removes what an import left, ended or killed.
+    pub(crate) fn clear(&self) {
+        for path in [&self.raw, &self.spool] {
+            let _ = fs::remove_file(path);
+        }
+        let _ = fs::remove_dir_all(&self.tree);
+    }
+}
+
+/// What an import made, still under its working name.
+#[derive(Debug)]
+pub(crate) struct Imported {
+    pub(crate) kind: ImageKind,
+    pub(crate) path: PathBuf,
+    /// Bytes a machine sees of a disk; 0 for a tree.
+    pub(crate) virtual_size: u64,
+}
+
+/// Unpacks or converts `file`. `what` is how the user knows it: a redacted URL or a path.
+pub(crate) fn import(
+    file: Verified,
+    what: &str,
+    work: &WorkPaths,
+    options: &PullOptions,
+    reporter: &mut dyn Reporter,
+) -> Result<Imported, ImageError> {
+    work.clear();
+    let format = format::detect(&file.file).at("read", Path::new(what))?;
+    let import = Import {
+        what,
+        work,
+        options,
+    };
+    match format {
+        Format::Qcow2 => import.qcow2(&file.file, reporter),
+        Format::Raw => import.raw(&file.file, reporter),
+        Format::Tar => import.packed(file.file, None, reporter),
+        Format::Compressed(codec) => import.packed(file.file, Some(codec), reporter),
+        other => Err(import.refuse(other)),
+    }
+}
+
+struct Import<'a> {
+    what: &'a str,
+    work: &'a WorkPaths,
+    options: &'a PullOptions,
+}
+
+impl Import<'_> {
+    fn refuse(&self, format: Format) -> ImageError {
+        let what = self.what.to_owned();
+        match format {
+            Format::NoImage(found) => ImageError::NoImage {
+                what,
+                found: found.to_owned(),
+            },
+            Format::Unsupported(found) => ImageError::Unsupported {
+                what,
+                found: found.to_owned(),
+            },
+            other => ImageError::Unsupported {
+                what,
+                found: format!("{other:?} at this place"),
+            },
+        }
+    }
+
+    fn unpack_error(&self, source: UnpackError) -> ImageError {
+        match source {
+            UnpackError::Cancelled => ImageError::Cancelled,
+            UnpackError::Write { verb, path, source } if crate::error::is_full(&source) => {
+                ImageError::NoSpace { verb, path }
+            }
+            source => ImageError::Unpack {
+                path: PathBuf::from(self.what),
+                source,
+            },
+        }
+    }
+
+    fn create(path: &Path) -> Result<File, ImageError> {
+        File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)
+            .at("create", path)
+    }
+
+    fn disk(&self, virtual_size: u64) -> Imported {
+        Imported {
+            kind: ImageKind::Disk,
+            path: self.work.raw.clone(),
+            virtual_size,
+        }
+    }
+
+    fn qcow2(&self, file: &File, reporter: &mut dyn Reporter) -> Result<Imported, ImageError> {
+        let failed = |source| qcow2_error(source, Path::new(self.what), &self.work.raw);
+        let image = Qcow2::open(file, self.options.limits.virtual_size).map_err(failed)?;
+        if image.header().dirty {
+            reporter.notice("the image was not closed in order; its data is read as it is");
+        }
+        let size = image.header().virtual_size;
+        let output = Self::create(&self.work.raw)?;
+        let mut step = Step::begin(reporter, StepKind::Convert, self.what, Some(size));
+        image
+            .convert(&output, &self.options.cancel, &mut |done| step.at(done))
+            .map_err(failed)?;
+        Ok(self.disk(size))
+    }
+
+    /// Shares the blocks where the file system can, else copies what is not zero.
+    fn raw(&self, file: &File, reporter: &mut dyn Reporter) -> Result<Imported, ImageError> {
+        let units = RawUnits::new(file).at("read", Path::new(self.what))?;
+        let size = convert::Units::size(&units);
+        if size > self.options.limits.virtual_size {
+            let limit = self.options.limits.virtual_size;
+            return Err(qcow2_error(
+                Qcow2Error::TooLarge { size, limit },
+                Path::new(self.what),
+                &self.work.raw,
+            ));
+        }
+        let output = Self::create(&self.work.raw)?;
+        if rustix::fs::ioctl_ficlone(&output, file).is_ok() {
+            return Ok(self.disk(size));
+        }
+        let mut step = Step::begin(reporter, StepKind::Convert, self.what, Some(size));
+        convert::run(&units, &output, &self.options.cancel, &mut |done| {
+            step.at(done)
+        })
+        .map_err(|source| qcow2_error(source, Path::new(self.what), &self.work.raw))?;
+        Ok(self.disk(size))
+    }
+
+    fn packed(
+        &self,
+        mut file: File,
+        codec: Option<format::Codec>,
+        reporter: &mut dyn Reporter,
+    ) -> Result<Imported, ImageError> {
+        let read = Path::new(self.what);
+        file.rewind().at("read", read)?;
+        let length = file.metadata().at("read", read)?.len();
+        let options = self.options;
+        let mut stream =
+            Stream::open(file, codec, length, &options.limits, &options.cancel).at("read", read)?;
+        let mut head = vec![0; format::HEAD];
+        let count = stream
+            .fill(&mut head)
+            .map_err(|error| self.unpack_error(stream.explain(error)))?;
+        head.truncate(count);
+        match format::detect(&head).at("read", read)? {
+            Format::Raw => {
+                let mut step = Step::begin(reporter, StepKind::Unpack, self.what, Some(length));
+                let size = self.write_raw(&head, stream, &mut step)?;
+                Ok(self.disk(size))
+            }
+            Format::Qcow2 => {
+                let spool = self.spool(&head, stream, length, reporter)?;
+                let imported = self.qcow2(&spool, reporter)?;
+                let _ = fs::remove_file(&self.work.spool);
+                Ok(imported)
+            }
+            Format::Tar => self.tar(head, stream, length, reporter),
+            other => Err(self.refuse(other)),
+        }
+    }
+
+    /// Writes a stream as a sparse file and answers its length, in bytes.
+    fn write_raw(
+        &self,
+        head: &[u8],
+        mut stream: Stream,
+        step: &mut Step<'_>,
+    ) -> Result<u64, ImageError> {
+        let output = Self::create(&self.work.raw)?;
+        let gauge = stream.gauge.clone();
+        let failed = |source| qcow2_error(source, Path::new(self.what), &self.work.raw);
+        convert::write_sparse(&output, head, 0).map_err(failed)?;
+        let mut size = head.len() as u64;
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let count = stream
+                .fill(&mut buffer)
+                .map_err(|error| self.unpack_error(stream.explain(error)))?;
+            if count == 0 {
+                break;
+            }
+            convert::write_sparse(&output, &buffer[..count], size).map_err(failed)?;
+            size += count as u64;
+            step.at(gauge.read());
+        }
+        output.set_len(size).at("write", &self.work.raw)?;
+        Ok(size)
+    }
+
+    fn spool(
+        &self,
+        head: &[u8],
+        mut stream: Stream,
+        length: u64,
+        reporter: &mut dyn Reporter,
+    ) -> Result<File, ImageError> {
+        let mut spool = Self::create(&self.work.spool)?;
+        let mut step = Step::begin(reporter, StepKind::Unpack, self.what, Some(length));
+        let gauge = stream.gauge.clone();
+        spool.write_all(head).at("write", &self.work.spool)?;
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let count = stream
+                .fill(&mut buffer)
+                .map_err(|error| self.unpack_error(stream.explain(error)))?;
+            if count == 0 {
+                return Ok(spool);
+            }
+            spool
+                .write_all(&buffer[..count])
+                .at("write", &self.work.spool)?;
+            step.at(gauge.read());
+        }
+    }
+
+    fn tar(
+        &self,
+        head: Vec<u8>,
+        stream: Stream,
+        length: u64,
+        reporter: &mut dyn Reporter,
+    ) -> Result<Imported, ImageError> {
+        let gauge = stream.gauge.clone();
+        let explain = stream.explainer();
+        let mut step = Step::begin(reporter, StepKind::Unpack, self.what, Some(length));
+        let mut archive = tar::Archive::new(io::Cursor::new(head).chain(stream));
+        archive.set_ignore_zeros(false);
+        let entries = archive
+            .entries()
+            .map_err(|error| self.unpack_error(explain(error)))?;
+        let mut tree = None;
+        let mut count = 0;
+        for entry in entries {
+            let mut entry = entry.map_err(|error| self.unpack_error(explain(error)))?;
+            count += 1;
+            if count > self.options.limits.entries {
+                return Err(self.unpack_error(UnpackError::Entries {
+                    limit: self.options.limits.entries,
+                }));
+            }
+            if tree.is_none() && tree::is_root(&entry) {
+                continue;
+            }
+            if tree.is_none() && tree::is_disk(&entry) {
+                let spooled =
+                    self.spool_entry(&mut entry, &explain, &mut || gauge.read(), &mut step)?;
+                drop(step);
+                return self.disk_in_tar(&spooled, reporter);
+            }
+            if tree.is_none() {
+                let made = tree::Tree::create(&self.work.tree)
+                    .map_err(|error| self.unpack_error(error))?;
+                if let Some(notice) = made.notice() {
+                    step.notice(notice);
+                }
+                tree = Some(made);
+            }
+            if let Some(tree) = &mut tree {
+                tree.add(&mut entry, &explain)
+                    .map_err(|error| self.unpack_error(error))?;
+            }
+            step.at(gauge.read());
+        }
+        let Some(tree) = tree else {
+            return Err(self.unpack_error(UnpackError::Empty));
+        };
+        tree.finish().map_err(|error| self.unpack_error(error))?;
+        check_tree(&self.work.tree).map_err(|missing| ImageError::NoTree {
+            path: self.what.into(),
+            missing,
+        })?;
+        Ok(Imported {
+            kind: ImageKind::Tree,
+            path: self.work.tree.clone(),
+            virtual_size: 0,
+        })
+    }
+
+    /// Writes the disk image in an archive to the spool, as its format is not known before.
+    fn spool_entry(
+        &self,
+        entry: &mut impl Read,
+        explain: &impl Fn(io::Error) -> UnpackError,
+        done: &mut dyn FnMut() -> u64,
+        step: &mut Step<'_>,
+    ) -> Result<File, ImageError> {
+        let spool = Self::create(&self.work.spool)?;
+        let mut buffer = vec![0; CHUNK];
+        let mut size = 0;
+        loop {
+            let mut count = 0;
+            while count < buffer.len() {
+                match entry
+                    .read(&mut buffer[count..])
+                    .map_err(|error| self.unpack_error(explain(error)))?
+                {
+                    0 => break,
+                    more => count += more,
+                }
+            }
+            if count == 0 {
+                break;
+            }
+            convert::write_sparse(&spool, &buffer[..count], size)
+                .map_err(|source| qcow2_error(source, Path::new(self.what), &self.work.spool))?;
+            size += count as u64;
+            step.at(done());
+        }
+        spool.set_len(size).at("write", &self.work.spool)?;
+        Ok(spool)
+    }
+
+    fn disk_in_tar(
+        &self,
+        spool: &File,
+        reporter: &mut dyn Reporter,
+    ) -> Result<Imported, ImageError> {
+        match format::detect(spool).at("read", &self.work.spool)? {
+            Format::Raw => {
+                fs::rename(&self.work.spool, &self.work.raw).at("rename", &self.work.spool)?;
+                Ok(self.disk(spool.metadata().at("read", &self.work.raw)?.len()))
+            }
+            Format::Qcow2 => {
+                let imported = self.qcow2(spool, reporter)?;
+                let _ = fs::remove_file(&self.work.spool);
+                Ok(imported)
+            }
+            other => Err(self.refuse(other)),
+        }
+    }
+}
+
+/// Makes the right error of one of the engine's.
+pub(crate) fn qcow2_error(source: Qcow2Error, image: &Path, output: &Path) -> ImageError {
+    match source {
+        Qcow2Error::Cancelled => ImageError::Cancelled,
+        Qcow2Error::Write { source, .. } => ImageError::io("write", output, source),
+        source => ImageError::Qcow2 {
+            path: image.to_owned(),
+            source,
+        },
+    }
+}
+
+/// Whether a folder holds an OS tree; else what is missing. Source: os-release(5), systemd-nspawn(1).
+pub(crate) fn check_tree(path: &Path) -> Result<(), &'static str> {
+    let exists = |name: &str| fs::symlink_metadata(path.join(name)).is_ok();
+    if !exists("usr") {
+        return Err("usr");
+    }
+    if !exists("etc/os-release") && !exists("usr/lib/os-release") {
+        return Err("usr/lib/os-release");
+    }
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! A small HTTP server on the loopback that can do everything wrong that a server can.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// How the server behaves; changed while it runs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Behaviour {
+    pub(crate) body: Arc<Vec<u8>>,
+    pub(crate) etag: Option<String>,
+    /// Status sent instead of the file.
+    pub(crate) status: Option<u16>,
+    /// Bytes after which a body is cut, counted from its first.
+    pub(crate) cut: Option<usize>,
+    /// Answer to a range with the whole file.
+    pub(crate) no_ranges: bool,
+    /// `Location` of a redirect.
+    pub(crate) redirect: Option<String>,
+    /// A pause before each body.
+    pub(crate) pause: Duration,
+    /// Send no length.
+    pub(crate) no_length: bool,
+}
+
+/// The server; every connection has one thread, as the tests have few.
+pub(crate) struct Server {
+    pub(crate) behaviour: Arc<Mutex<Behaviour>>,
+    /// The head of every request seen.
+    pub(crate) requests: Arc<Mutex<Vec<String>>>,
+    port: u16,
+}
+
+impl Server {
+    pub(crate) fn start(behaviour: Behaviour) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let behaviour = Arc::new(Mutex::new(behaviour));
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let (state, seen) = (Arc::clone(&behaviour), Arc::clone(&requests));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (state, seen) = (Arc::clone(&state), Arc::clone(&seen));
+                std::thread::spawn(move || {
+                    let _ = serve(stream, &state, &seen);
+                });
+            }
+        });
+        Self {
+            behaviour,
+            requests,
+            port,
+        }
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}/{path}", self.port)
+    }
+
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Behaviour)) {
+        change(&mut self.behaviour.lock().unwrap());
+    }
+
+    pub(crate) fn seen(&self) -> Vec<String> {
+        std::mem::take(&mut self.requests.lock().unwrap())
+    }
+}
+
+fn serve(
+    mut stream: TcpStream,
+    state: &Mutex<Behaviour>,
+    seen: &Mutex<Vec<String>>,
+) -> std::io::Result<()> {
+    let mut head = String::new();
+    let mut reader = BufReader::new(stream.try_clone()?);
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head)? == 0 {
+            return Ok(());
+        }
+    }
+    let head = head.to_lowercase();
+    seen.lock().unwrap().push(head.clone());
+    let field = |name: &str| {
+        head.lines().find_map(|line| {
+            line.strip_prefix(name)?
+                .strip_prefix(": ")
+                .map(str::to_owned)
+        })
+    };
+    let behaviour = state.lock().unwrap().clone();
+    let mut extra = String::new();
+    if let Some(etag) = &behaviour.etag {
+        extra += &format!("etag: {etag}\r\n");
+    }
+    if let Some(target) = &behaviour.redirect {
+        return write!(
+            stream,
+            "HTTP/1.1 302 Found\r\nlocation: {target}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        );
+    }
+    if let Some(status) = behaviour.status {
+        return write!(
+            stream,
+            "HTTP/1.1 {status} X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        );
+    }
+    if behaviour.etag.is_some() && field("if-none-match") == behaviour.etag {
+        return write!(
+            stream,
+            "HTTP/1.1 304 Not Modified\r\n{extra}connection: close\r\n\r\n"
+        );
+    }
+    let total = behaviour.body.len();
+    let range = field("range").and_then(|range| {
+        range
+            .strip_prefix("bytes=")?
+            .strip_suffix('-')?
+            .parse::<usize>()
+            .ok()
+    });
+    let fresh = behaviour.etag.is_some() && field("if-range") == behaviour.etag;
+    let start = range.filter(|_| fresh && !behaviour.no_ranges).unwrap_or(0);
+    let status = if start > 0 {
+        "206 Partial Content"
+    } else {
+        "200 OK"
+    };
+    if start > 0 {
+        extra += &format!("content-range: bytes {start}-{}/{total}\r\n", total - 1);
+    }
+    if !behaviour.no_length {
+        extra += &format!("content-length: {}\r\n", total - start);
+    }
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\n{extra}connection: close\r\n\r\n"
+    )?;
+    std::thread::sleep(behaviour.pause);
+    let end = behaviour.cut.map_or(total, |cut| (start + cut).min(total));
+    stream.write_all(&behaviour.body[start..end])
+}
