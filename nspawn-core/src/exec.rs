@@ -43,6 +43,18 @@ pub struct TerminalChild {
     pub terminal: File,
 }
 
+/// Gives the terminal `to` the size of the terminal `from`.
+///
+/// # Errors
+///
+/// [`MachineError::System`] where one of them is no terminal.
+pub fn copy_terminal_size(
+    from: std::os::fd::BorrowedFd<'_>,
+    to: std::os::fd::BorrowedFd<'_>,
+) -> Result<(), MachineError> {
+    sys::copy_window_size(from, to).doing("set the terminal's size")
+}
+
 impl TerminalChild {
     /// Gives the program's terminal the size of another, such as the caller's own.
     ///
@@ -50,7 +62,7 @@ impl TerminalChild {
     ///
     /// [`MachineError::System`] where `from` is no terminal.
     pub fn copy_size(&self, from: impl std::os::fd::AsFd) -> Result<(), MachineError> {
-        sys::copy_window_size(from.as_fd(), self.terminal.as_fd()).doing("set the terminal's size")
+        copy_terminal_size(from.as_fd(), self.terminal.as_fd())
     }
 }
 

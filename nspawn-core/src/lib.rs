@@ -52,7 +52,7 @@ pub use config::{
     Bind, ConfigError, MachineBuilder, MachineConfig, MachineSpec, Network, Rootfs, UserNamespace,
 };
 pub use error::{Cause, MachineError};
-pub use exec::{MachineCommand, TerminalChild};
+pub use exec::{MachineCommand, TerminalChild, copy_terminal_size};
 pub use guest::{Progress, UnitState};
 pub use host::{Cgroups, Dirs, Host, HostCheck, HostProblem, shell_line};
 pub use journal::{Journal, JournalCloser, JournalEntry};

@@ -182,6 +182,23 @@ impl Host {
         places.remove_run()
     }
 
+    /// Removes the record of a machine that has ended, so that its name can be waited for anew.
+    ///
+    /// Does nothing where there is none or it runs; changes that are kept stay.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::Path`] naming what could not be removed.
+    pub fn clear_ended(&self, name: &MachineName) -> Result<(), MachineError> {
+        let places = Places::of(&self.dirs, name);
+        if !places.run.exists() {
+            return Ok(());
+        }
+        let Some(_lock) = places.lock()? else { return Ok(()) };
+        record::clear(&places, &self.cgroups, Instant::now() + KILL_WITHIN)?;
+        places.remove_run()
+    }
+
     /// Clears up after machines whose owner was killed, and returns their names.
     ///
     /// Records of machines that ended in order stay, as do the changes of kept machines.

@@ -20,16 +20,21 @@ pub struct ProcessId {
 }
 
 impl ProcessId {
-    /// The live process `pid`.
+    /// The process that has the number `pid` now.
     ///
     /// `None` where there is none.
-    pub(crate) fn of(pid: u32) -> Option<Self> {
+    #[must_use]
+    pub fn of(pid: u32) -> Option<Self> {
         let start_ticks = start_ticks(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?;
         Some(Self { pid, start_ticks })
     }
 
     /// Opens a pidfd, where the process is still the one that was named.
-    pub(crate) fn open(&self) -> io::Result<OwnedFd> {
+    ///
+    /// # Errors
+    ///
+    /// `ESRCH` where it is gone. Source: pidfd_open(2).
+    pub fn open(&self) -> io::Result<OwnedFd> {
         let gone = || io::Error::from_raw_os_error(libc::ESRCH);
         let pid = i32::try_from(self.pid)
             .ok()

@@ -1,0 +1,153 @@
+//! The command line: global options and the list of commands.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use nspawn_core::{Dirs, Host, MachineName};
+use nspawn_image::Store;
+
+use crate::commands;
+use crate::error::{CommandError, Kind};
+use crate::output::Output;
+
+/// Run a systemd unit in a system image
+///
+/// A plain unit file and a plain cloud image become a running unit: the image is downloaded, verified and
+/// converted, systemd boots in systemd-nspawn with the unit on its unit path, and the unit's own result is the
+/// exit status.
+#[derive(Parser, Debug)]
+#[command(name = "nspawn-run", version, max_term_width = 100)]
+#[command(after_help = "Exit status: 0 done, 1 failed, 2 usage, 3 this host cannot. `unit`, `exec`, `shell` and \
+`wait` pass the payload's own status on and use 125 for their own failure.")]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every command.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Global {
+    /// Folder of what outlives a boot: images, changes of kept machines
+    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/nspawn-run", help_heading = "Global options")]
+    pub(crate) root: PathBuf,
+    /// Folder of what does not outlive a boot: running machines
+    #[arg(long, global = true, value_name = "DIR", default_value = "/run/nspawn-run", help_heading = "Global options")]
+    pub(crate) run_root: PathBuf,
+    /// Say nothing but errors
+    #[arg(long, short, global = true, help_heading = "Global options")]
+    pub(crate) quiet: bool,
+}
+
+impl Global {
+    /// The folders as the library takes them.
+    pub(crate) fn dirs(&self) -> Result<Dirs, CommandError> {
+        let absolute = |path: &PathBuf| {
+            std::path::absolute(path).map_err(|error| {
+                CommandError::new(Kind::Usage, format!("cannot use the folder {}", path.display())).because(error)
+            })
+        };
+        Ok(Dirs { state: absolute(&self.root)?, run: absolute(&self.run_root)? })
+    }
+
+    /// This host, where it can run machines.
+    pub(crate) fn host(&self) -> Result<Host, CommandError> {
+        Ok(Host::detect_with(self.dirs()?)?)
+    }
+
+    /// The image store.
+    pub(crate) fn store(&self) -> Result<Store, CommandError> {
+        Ok(Store::open(self.dirs()?.state.join("images"))?)
+    }
+}
+
+/// How a listing is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Columns for people
+    #[default]
+    Table,
+    /// One JSON document
+    Json,
+}
+
+/// An option that listings share.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct FormatArg {
+    /// How to write the result
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) format: Format,
+}
+
+/// A machine's name as an argument.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct NameArg {
+    /// The machine
+    #[arg(value_name = "NAME")]
+    pub(crate) name: MachineName,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Unit(commands::unit::UnitArgs),
+    #[command(visible_alias = "ls")]
+    List(commands::list::ListArgs),
+    Status(commands::status::StatusArgs),
+    Logs(commands::logs::LogsArgs),
+    Exec(commands::exec::ExecArgs),
+    Shell(commands::shell::ShellArgs),
+    Stop(commands::stop::StopArgs),
+    Kill(commands::kill::KillArgs),
+    Wait(commands::wait::WaitArgs),
+    #[command(visible_alias = "rm")]
+    Remove(commands::remove::RemoveArgs),
+    Prune(commands::prune::PruneArgs),
+    Image(commands::image::ImageArgs),
+    Doctor(commands::doctor::DoctorArgs),
+    Explain(commands::explain::ExplainArgs),
+    Completions(commands::completions::CompletionsArgs),
+    #[command(hide = true)]
+    Manual(commands::manual::ManualArgs),
+    #[command(hide = true)]
+    Monitor(commands::monitor::MonitorArgs),
+}
+
+impl Cli {
+    /// Runs the command and reports its error.
+    pub(crate) fn run(self) -> ExitCode {
+        let Self { global, command } = self;
+        let out = &mut Output::stdout();
+        // commands that pass a payload's status on must not be mistaken for it
+        let passes_on =
+            matches!(command, Command::Unit(_) | Command::Exec(_) | Command::Shell(_) | Command::Wait(_));
+        let done = |result: Result<(), CommandError>| result.map(|()| 0);
+        let result = match command {
+            Command::Unit(args) => commands::unit::run(&args, &global),
+            Command::List(args) => done(commands::list::run(&args, &global, out)),
+            Command::Status(args) => commands::status::run(&args, &global, out),
+            Command::Logs(args) => commands::logs::run(&args, &global, out),
+            Command::Exec(args) => commands::exec::run(&args, &global),
+            Command::Shell(args) => commands::shell::run(&args, &global),
+            Command::Stop(args) => done(commands::stop::run(&args, &global)),
+            Command::Kill(args) => done(commands::kill::run(&args, &global)),
+            Command::Wait(args) => commands::wait::run(&args, &global),
+            Command::Remove(args) => done(commands::remove::run(&args, &global)),
+            Command::Prune(args) => done(commands::prune::run(&args, &global, out)),
+            Command::Image(args) => done(commands::image::run(&args, &global, out)),
+            Command::Doctor(args) => done(commands::doctor::run(&args, &global, out)),
+            Command::Explain(args) => done(commands::explain::run(&args, &global, out)),
+            Command::Completions(args) => done(commands::completions::run(&args, out)),
+            Command::Manual(args) => done(commands::manual::run(&args)),
+            Command::Monitor(args) => commands::monitor::run(&args, &global),
+        };
+        match result {
+            Ok(status) => ExitCode::from(status),
+            Err(error) => {
+                error.print();
+                ExitCode::from(error.exit_status(passes_on))
+            }
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! `nspawn-run completions`
+
+use clap::{Args, CommandFactory as _};
+use clap_complete::Shell;
+
+use crate::cli::Cli;
+use crate::error::CommandError;
+use crate::output::Output;
+
+/// Print a shell's completion script
+#[derive(Args, Debug)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    shell: Shell,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &CompletionsArgs, out: &mut Output) -> Result<(), CommandError> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "nspawn-run", &mut script);
+    out.text(&String::from_utf8_lossy(&script))
+}

@@ -1,0 +1,67 @@
+//! `nspawn-run image list`
+
+use std::time::SystemTime;
+
+use clap::Args;
+use nspawn_image::{ImageKind, StoredImage};
+
+use crate::cli::{Format, FormatArg, Global};
+use crate::error::CommandError;
+use crate::output::{Output, age, size};
+
+/// List the images in the store
+#[derive(Args, Debug)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    format: FormatArg,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &ListArgs, global: &Global, out: &mut Output) -> Result<(), CommandError> {
+    let images = global.store()?.list()?;
+    match args.format.format {
+        Format::Json => {
+            let rows: Vec<serde_json::Value> = images.iter().map(json).collect();
+            out.json(&rows)
+        }
+        Format::Table => {
+            let rows: Vec<Vec<String>> = images.iter().map(row).collect();
+            out.table(&["NAME", "KIND", "SIZE", "ON DISK", "AGE", "USED", "SOURCE"], &rows)
+        }
+    }
+}
+
+fn kind(image: &StoredImage) -> &'static str {
+    match image.kind {
+        ImageKind::Disk => "disk",
+        _ => "tree",
+    }
+}
+
+fn row(image: &StoredImage) -> Vec<String> {
+    let old = SystemTime::now().duration_since(image.created).unwrap_or_default().as_secs();
+    vec![
+        image.name.to_string(),
+        kind(image).into(),
+        size(image.virtual_size),
+        size(image.disk_usage),
+        age(old),
+        if image.in_use { "yes" } else { "no" }.into(),
+        image.source.clone(),
+    ]
+}
+
+fn json(image: &StoredImage) -> serde_json::Value {
+    let created = image.created.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    serde_json::json!({
+        "name": image.name.to_string(),
+        "kind": kind(image),
+        "digest": image.digest.to_string(),
+        "virtual_size": image.virtual_size,
+        "disk_usage": image.disk_usage,
+        "created": created,
+        "in_use": image.in_use,
+        "source": image.source,
+        "path": image.path,
+    })
+}

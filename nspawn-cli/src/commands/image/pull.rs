@@ -1,0 +1,39 @@
+//! `nspawn-run image pull`
+
+use clap::Args;
+use nspawn_image::{Cancel, Digest, ImageName, ImageRef, PullOptions};
+
+use crate::cli::Global;
+use crate::error::CommandError;
+use crate::output::Output;
+use crate::progress::Progress;
+use crate::signals;
+
+/// Bring an image into the store, and print its path
+#[derive(Args, Debug)]
+pub(crate) struct PullArgs {
+    /// An http(s) URL, or a file on this host
+    image: ImageRef,
+    /// The image's name in the store
+    #[arg(long, value_name = "NAME")]
+    name: Option<ImageName>,
+    /// What the image's bytes must hash to: sha256:HEX or sha512:HEX
+    #[arg(long, value_name = "DIGEST")]
+    checksum: Option<Digest>,
+    /// Ask the server whether a stored image is still current
+    #[arg(long)]
+    refresh: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &PullArgs, global: &Global, out: &mut Output) -> Result<(), CommandError> {
+    let mut options = PullOptions::default();
+    options.name.clone_from(&args.name);
+    options.checksum = args.checksum;
+    options.refresh = args.refresh;
+    options.proxy = super::proxy(&args.image);
+    options.cancel = Cancel::default();
+    signals::watch(options.cancel.clone(), |_| {})?;
+    let image = global.store()?.pull(&args.image, &options, &mut Progress::new(global.quiet))?;
+    out.text(&format!("{}\n", image.path().display()))
+}

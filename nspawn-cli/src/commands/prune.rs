@@ -1,0 +1,19 @@
+//! `nspawn-run prune`
+
+use clap::Args;
+
+use crate::cli::Global;
+use crate::error::CommandError;
+use crate::output::Output;
+
+/// Clear up after machines whose processes were killed
+#[derive(Args, Debug)]
+pub(crate) struct PruneArgs {}
+
+/// Runs the command.
+pub(crate) fn run(_: &PruneArgs, global: &Global, out: &mut Output) -> Result<(), CommandError> {
+    for name in global.host()?.prune()? {
+        out.text(&format!("{name}\n"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,303 @@
+//! `nspawn-run unit`: the main job.
+
+mod describe;
+mod follow;
+mod rootfs;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use nspawn_core::{Machine, MachineConfig, MachineError, MachineName, Phase, UnitName, UnitResult};
+use nspawn_image::{Cancel, Digest, ImageRef};
+
+use crate::cli::Global;
+use crate::error::{CommandError, Kind};
+use crate::launch::{Launched, Order, launch};
+use crate::output::{Output, written};
+use crate::progress::Progress;
+use crate::signals;
+
+pub(crate) use describe::MachineArgs;
+use follow::Follower;
+
+/// Journal lines shown of a unit that failed.
+const TAIL_LINES: u32 = 20;
+
+/// Run units in a machine of their own
+///
+/// Boots systemd in a machine made from IMAGE, with the unit files on its unit path, and waits until every unit is
+/// active. Prints what the units write to the journal, and ends when they have ended, with their exit status: the
+/// main process's own, or 128 and the signal that killed it.
+#[derive(Args, Debug)]
+pub(crate) struct UnitArgs {
+    /// Unit files; `web@1.service` is made from `web@.service` beside it, and drop-ins in `NAME.d/` are read too
+    #[arg(value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    image: ImageOptions,
+    #[command(flatten)]
+    machine: MachineArgs,
+    /// Leave the machine running and return when the units are active
+    #[arg(long, short)]
+    detach: bool,
+    /// How long the units may take to become active, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 90)]
+    timeout: u64,
+    /// How long the machine may take to shut down before it is killed, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    stop_timeout: u64,
+}
+
+/// Where the image comes from.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ImageOptions {
+    /// `host` (this host's own /usr), a file or folder, an http(s) URL, or the name of an image in the store or in
+    /// /var/lib/machines
+    #[arg(long, short, value_name = "IMAGE", default_value = "host")]
+    image: ImageRef,
+    /// What the image's bytes must hash to: sha256:HEX or sha512:HEX
+    #[arg(long, value_name = "DIGEST")]
+    checksum: Option<Digest>,
+    /// Ask the server whether a stored image is still current
+    #[arg(long)]
+    refresh: bool,
+}
+
+/// Runs the command and returns the exit status.
+pub(crate) fn run(args: &UnitArgs, global: &Global) -> Result<u8, CommandError> {
+    let mut progress = Progress::new(global.quiet);
+    let config = args.machine.describe(&args.files, nspawn_core::Rootfs::Host, false)?;
+    let host = global.host()?;
+    refuse_taken(&host, config.name())?;
+    let cancel = Cancel::default();
+    watch_signals(&host, config.name().clone(), &cancel, Duration::from_secs(args.stop_timeout))?;
+    let started = Instant::now();
+    // the image stays locked in the store for as long as the machine may need it
+    let (rootfs, _image) = rootfs::prepare(&args.image, global, &cancel, &mut progress)?;
+    let config = args.machine.describe(&args.files, rootfs, true)?;
+    let units: Vec<UnitName> = config.unit_names().cloned().collect();
+    progress.say(&format!("starting machine {} from {}", config.name(), config.spec().rootfs.describe()));
+    let order = Order { machine: config.spec().clone(), detached: args.detach, grace_s: args.stop_timeout };
+    let within = Duration::from_secs(args.timeout);
+    let mut notices = 0;
+    let launched = launch(&host, &config, &order, within, |record| {
+        for notice in record.notices.iter().skip(notices) {
+            progress.say(&format!("note: {notice}"));
+        }
+        notices = record.notices.len();
+        if record.phase == Phase::Starting {
+            progress.waiting(if record.status.is_empty() { "starting" } else { &record.status });
+        }
+    });
+    let launched = launched.map_err(|error| signals::interrupted().unwrap_or(error))?;
+    say_addresses(&launched.machine, &mut progress);
+    if args.detach {
+        detached(&launched, &units, within, started, &mut progress)
+    } else {
+        let grace = Duration::from_secs(args.stop_timeout);
+        let result = attended(&launched, &config, &units, within, started, &mut progress);
+        stop(launched, grace, &mut progress)?;
+        result
+    }
+}
+
+/// Refuses a name that a running machine has, before an image is downloaded for it.
+fn refuse_taken(host: &nspawn_core::Host, name: &MachineName) -> Result<(), CommandError> {
+    match host.machine(name) {
+        Ok(_) => Err(MachineError::NameTaken { name: name.clone() }.into()),
+        Err(_) => Ok(()),
+    }
+}
+
+/// The first signal stops the machine in order, the second kills it.
+fn watch_signals(
+    host: &nspawn_core::Host,
+    name: MachineName,
+    cancel: &Cancel,
+    grace: Duration,
+) -> Result<(), CommandError> {
+    let host = host.clone();
+    signals::watch(cancel.clone(), move |count| {
+        let Ok(machine) = host.machine(&name) else { return };
+        if count > 1 {
+            let _ = machine.kill();
+            return;
+        }
+        // a thread of its own, so that the second signal is heard meanwhile
+        std::thread::spawn(move || machine.stop(grace));
+    })
+}
+
+fn say_addresses(machine: &Machine, progress: &mut Progress) {
+    if let Some(addresses) = machine.record().ok().and_then(|record| record.addresses) {
+        progress.say(&format!("machine {} has {} and {}", machine.name(), addresses.guest_v4, addresses.guest_v6));
+    }
+}
+
+/// Waits until the units are active and leaves the machine to its monitor.
+fn detached(
+    launched: &Launched,
+    units: &[UnitName],
+    within: Duration,
+    started: Instant,
+    progress: &mut Progress,
+) -> Result<u8, CommandError> {
+    let machine = &launched.machine;
+    if let Err(error) = wait_active(machine, units, within, started, progress, &mut |_| {}) {
+        let error = failed_unit(machine, error);
+        // the monitor ends a machine whose units have all ended; a start that takes too long is ended here
+        let _ = machine.stop(Duration::from_secs(10));
+        return Err(error);
+    }
+    Output::stdout().text(&format!("{}\n", machine.name()))?;
+    progress.say(&format!("see it with: nspawn-run logs {0} -f; end it with: nspawn-run stop {0}", machine.name()));
+    Ok(0)
+}
+
+/// Follows the units to their end and returns their exit status.
+fn attended(
+    launched: &Launched,
+    config: &MachineConfig,
+    units: &[UnitName],
+    within: Duration,
+    started: Instant,
+    progress: &mut Progress,
+) -> Result<u8, CommandError> {
+    let machine = &launched.machine;
+    let mut follower = Follower::new(config.name().clone(), units.to_vec());
+    let active = wait_active(machine, units, within, started, progress, &mut |begun| {
+        if begun {
+            follower.start(machine);
+        }
+    });
+    let result = match active {
+        Ok(()) => {
+            let ended = machine.wait_all_ended(units);
+            written(follower.drain(machine))?;
+            if let Some(error) = signals::interrupted() {
+                return Err(error);
+            }
+            exit_status(machine, ended?, progress)
+        }
+        Err(error) => {
+            let drained = written(follower.drain(machine));
+            if let Some(error) = signals::interrupted() {
+                return Err(error);
+            }
+            drained?;
+            Err(failed_unit(machine, error))
+        }
+    };
+    progress.waited();
+    result
+}
+
+/// The exit status of units that were active: the first that is not 0.
+fn exit_status(
+    machine: &Machine,
+    ended: Option<Vec<UnitResult>>,
+    progress: &mut Progress,
+) -> Result<u8, CommandError> {
+    let Some(results) = ended else {
+        // the machine was shut down from inside, or killed
+        let outcome = machine.record().ok().and_then(|record| record.outcome);
+        return match outcome {
+            Some(outcome) if outcome.status == 0 => Ok(0),
+            Some(outcome) => Err(CommandError::new(Kind::Payload(outcome.status), format!("machine {}: {}", machine.name(), outcome.reason))),
+            None => {
+                machine.wait(Duration::from_secs(30)).map_err(CommandError::from)?;
+                progress.say(&format!("machine {} was shut down", machine.name()));
+                Ok(0)
+            }
+        };
+    };
+    for result in &results {
+        progress.say(&format!("{} {}", result.unit, result.reason));
+    }
+    match results.iter().find(|result| result.status != 0) {
+        None => Ok(0),
+        Some(failed) => {
+            let error = CommandError::new(Kind::Payload(failed.status), format!("{} {}", failed.unit, failed.reason));
+            Err(with_journal(error, machine, &failed.unit))
+        }
+    }
+}
+
+/// Waits until all units are active, showing on the way what is waited for.
+///
+/// `begun` is told at each change whether any unit has begun.
+fn wait_active(
+    machine: &Machine,
+    units: &[UnitName],
+    within: Duration,
+    started: Instant,
+    progress: &mut Progress,
+    begun: &mut dyn FnMut(bool),
+) -> Result<(), MachineError> {
+    let left = within.saturating_sub(started.elapsed()).max(Duration::from_secs(1));
+    let mut told = vec![String::new(); units.len()];
+    let result = machine.wait_all_active(units, left, |states| {
+        begun(states.iter().any(|state| state.has_run || state.main_pid > 0));
+        let waiting: Vec<String> = states
+            .iter()
+            .filter(|state| !matches!(state.active_state.as_str(), "active" | "reloading"))
+            .map(|state| format!("{} is {} ({})", state.name, state.active_state, state.sub_state))
+            .collect();
+        progress.waiting(&waiting.join(", "));
+        for (told, state) in told.iter_mut().zip(states) {
+            let active = state.active_state == "active";
+            if active && *told != state.active_state {
+                let after = started.elapsed().as_secs_f64();
+                progress.waited();
+                progress.say(&format!("{} is active after {after:.1} s", state.name));
+            }
+            told.clone_from(&state.active_state);
+        }
+    });
+    progress.waited();
+    result
+}
+
+/// Says of a unit that failed what systemd says of it, and shows its last journal lines.
+fn failed_unit(machine: &Machine, error: MachineError) -> CommandError {
+    if let Some(error) = signals::interrupted() {
+        return error;
+    }
+    match &error {
+        MachineError::UnitFailed { unit, .. } => {
+            let unit = unit.clone();
+            let status = machine.wait_all_ended(std::slice::from_ref(&unit)).ok().flatten();
+            let status = status.and_then(|results| results.first().map(|result| result.status));
+            let error = CommandError::new(Kind::Payload(status.unwrap_or(1).max(1)), error.to_string());
+            with_journal(error, machine, &unit)
+        }
+        MachineError::Deadline { .. } => {
+            let mut command_error = CommandError::from(error);
+            let units = machine.record().map(|record| record.units).unwrap_or_default();
+            for unit in &units {
+                if let Ok(state) = machine.unit_state(unit) {
+                    let line = format!("{unit} is {} ({})", state.active_state, state.sub_state);
+                    command_error = command_error.details("state:", &line);
+                }
+                command_error = with_journal(command_error, machine, unit);
+            }
+            command_error
+        }
+        _ => error.into(),
+    }
+}
+
+fn with_journal(error: CommandError, machine: &Machine, unit: &UnitName) -> CommandError {
+    let _ = machine.sync_journal();
+    let tail = machine.journal_tail(unit, TAIL_LINES).unwrap_or_default();
+    error.details(&format!("last journal lines of {unit}:"), &tail)
+}
+
+fn stop(launched: Launched, grace: Duration, progress: &mut Progress) -> Result<(), CommandError> {
+    progress.waiting("stopping the machine");
+    let stopped = launched.machine.stop(grace);
+    launched.finish();
+    progress.waited();
+    stopped.map_err(CommandError::from)
+}
