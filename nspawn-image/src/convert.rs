@@ -140,10 +140,10 @@ pub(crate) fn run(
             started += usize::from(thread::Builder::new().spawn_scoped(scope, body).is_ok());
         }
         drop(alive);
-        if started == 0 {
-            if let Err(error) = work(source, output, &shared, size) {
-                shared.fail(error);
-            }
+        if started == 0
+            && let Err(error) = work(source, output, &shared, size)
+        {
+            shared.fail(error);
         }
         while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
             progress((shared.next.load(Ordering::Relaxed).saturating_mul(UNIT)).min(size));

@@ -21,7 +21,7 @@ fn disk() -> Vec<u8> {
     bytes[1080] = 0x53;
     bytes[1081] = 0xef;
     for (index, byte) in bytes[(2 << 20)..].iter_mut().enumerate() {
-        *byte = (index * 31 >> 7) as u8;
+        *byte = ((index * 31) >> 7) as u8;
     }
     bytes
 }
@@ -381,7 +381,7 @@ fn a_wrong_checksum_shows_both_and_publishes_nothing() {
                 .unwrap_err();
             assert!(error.to_string().contains(&wrong.to_string()), "{error}");
             assert!(
-                matches!(error, ImageError::Mismatch { expected, actual, .. } if expected == wrong && actual != wrong)
+                matches!(error, ImageError::Mismatch { expected, actual, .. } if *expected == wrong && *actual != wrong)
             );
         }
     }

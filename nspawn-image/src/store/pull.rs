@@ -53,21 +53,21 @@ impl Store {
         options: &PullOptions,
         reporter: &mut dyn Reporter,
     ) -> Result<Image, ImageError> {
-        if let Some(record) = Record::read(&record::path(&self.refs(), name))? {
-            if let Some(image) = self.stored(name, &record)? {
-                let digests = record
-                    .digests()
-                    .filter(|digests| comparable(digests, options.checksum.as_ref()));
-                let Some(digests) = digests else {
-                    let what = format!("{name} (only its SHA-256 is kept)");
-                    return Err(ImageError::Unsupported {
-                        what,
-                        found: "a SHA-512 checksum".to_owned(),
-                    });
-                };
-                verify::check(&digests, options.checksum.as_ref(), name)?;
-                return Ok(image);
-            }
+        if let Some(record) = Record::read(&record::path(&self.refs(), name))?
+            && let Some(image) = self.stored(name, &record)?
+        {
+            let digests = record
+                .digests()
+                .filter(|digests| comparable(digests, options.checksum.as_ref()));
+            let Some(digests) = digests else {
+                let what = format!("{name} (only its SHA-256 is kept)");
+                return Err(ImageError::Unsupported {
+                    what,
+                    found: "a SHA-512 checksum".to_owned(),
+                });
+            };
+            verify::check(&digests, options.checksum.as_ref(), name)?;
+            return Ok(image);
         }
         let folder = &options.machines_dir;
         for path in [
@@ -157,10 +157,10 @@ impl Store {
         let key = fetch::url_key(url);
         let _lock = KeyLock::wait(&self.lock_path(&key), &options.cancel, reporter)?;
         let stored = self.find(&key)?;
-        if !options.refresh || options.offline {
-            if let Some(image) = self.reuse(&key, options)? {
-                return Ok(image);
-            }
+        if (!options.refresh || options.offline)
+            && let Some(image) = self.reuse(&key, options)?
+        {
+            return Ok(image);
         }
         if options.offline {
             let error = DownloadError {
