@@ -83,7 +83,7 @@ impl KeyLock {
         let file = open(path).ok()?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)
             .ok()
-            .map(|()| Self(file))
+            .map(|()| Self { _file: file })
     }
 }
 
