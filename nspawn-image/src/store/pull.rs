@@ -304,18 +304,17 @@ impl Store {
         let hex = digests.sha256.hex();
         // Another URL may lead to the same bytes: one process converts them.
         let _lock = KeyLock::wait(&self.lock_path(&hex), &options.cancel, reporter)?;
-        let known = record::all(&self.refs())?
-            .into_iter()
-            .find_map(|(_, record)| {
-                record
-                    .ok()
-                    .filter(|record| record.sha256 == digests.sha256.to_string())
-            });
+        // What stands under the digest is complete, whether or not a name led to it so far.
+        let mut held = None;
         let mut done = None;
-        if let Some(record) = known {
-            done = self
-                .stored(&origin.name, &record)?
-                .map(|image| (image.kind, record.virtual_size));
+        for kind in [ImageKind::Disk, ImageKind::Tree] {
+            let blob = self.blob(&digests.sha256, kind);
+            if let Some(lock) = lock::share(&blob)? {
+                let length = fs::metadata(&blob).at("read", &blob)?.len();
+                held = Some(lock);
+                done = Some((kind, if kind == ImageKind::Disk { length } else { 0 }));
+                break;
+            }
         }
         let (kind, virtual_size) = match done {
             Some(done) => done,
@@ -349,8 +348,9 @@ impl Store {
             created,
         };
         record.write(&self.refs(), &origin.name)?;
-        self.stored(&origin.name, &record)?
-            .ok_or_else(|| ImageError::Missing(self.blob(&digests.sha256, kind)))
+        let image = self.stored(&origin.name, &record)?;
+        drop(held);
+        image.ok_or_else(|| ImageError::Missing(self.blob(&digests.sha256, kind)))
     }
 
     /// A derived name never takes the place of another image's.
