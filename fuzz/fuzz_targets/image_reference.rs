@@ -8,7 +8,12 @@ fuzz_target!(|text: &str| {
     if let Ok(digest) = text.parse::<Digest>() {
         assert_eq!(digest.to_string().parse(), Ok(digest));
     }
-    assert!(ImageName::sanitize(text).as_str().parse::<ImageName>().is_ok());
+    assert!(
+        ImageName::sanitize(text)
+            .as_str()
+            .parse::<ImageName>()
+            .is_ok()
+    );
     match text.parse::<ImageRef>() {
         Ok(ImageRef::Url(url)) => {
             let shown = url.to_string();

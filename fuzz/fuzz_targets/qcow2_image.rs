@@ -11,7 +11,9 @@ use nspawn_image::qcow2::Qcow2;
 const LIMIT: u64 = 8 << 20;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(image) = Qcow2::open(bytes.to_vec(), LIMIT) else { return };
+    let Ok(image) = Qcow2::open(bytes.to_vec(), LIMIT) else {
+        return;
+    };
     let size = image.header().virtual_size;
     assert!(size <= LIMIT && (9..=21).contains(&image.header().cluster_bits));
     let _ = image.snapshots();
