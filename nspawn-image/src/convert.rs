@@ -1,7 +1,7 @@
 //! The conversion engine: any source of guest bytes, read in parallel, written as one sparse file.
 //!
 //! Units of 2 MiB of guest range are handed out by an atomic counter, so that no thread waits for another.
-//! Each thread has its own decoder and its own buffers; with at most six threads everything together stays
+//! Each thread has its own decoder and its own buffers; with at most five threads everything together stays
 //! below 32 MiB, whatever the image. Blocks of 4 KiB that hold only zeros are left as holes.
 
 use std::fs::File;
@@ -22,8 +22,8 @@ use crate::source::ReadAt;
 pub(crate) const UNIT: u64 = 2 << 20;
 /// What is left as a hole where it is zero, in bytes: the block size of the usual file systems.
 const BLOCK: usize = 4096;
-/// More threads would break the bound on memory.
-const MAX_WORKERS: usize = 6;
+/// More threads would break the bound on memory: each has 2 MiB of guest bytes and up to 4 MiB of packed ones.
+const MAX_WORKERS: usize = 5;
 /// How often progress is told and a cancel seen.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -140,10 +140,10 @@ pub(crate) fn run(
             started += usize::from(thread::Builder::new().spawn_scoped(scope, body).is_ok());
         }
         drop(alive);
-        if started == 0 {
-            if let Err(error) = work(source, output, &shared, size) {
-                shared.fail(error);
-            }
+        if started == 0
+            && let Err(error) = work(source, output, &shared, size)
+        {
+            shared.fail(error);
         }
         while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
             progress((shared.next.load(Ordering::Relaxed).saturating_mul(UNIT)).min(size));

@@ -78,16 +78,16 @@ pub enum ImageError {
     },
     /// The download failed.
     #[error(transparent)]
-    Download(#[from] DownloadError),
+    Download(Box<DownloadError>),
     /// The bytes are not those that the digest was made of.
     #[error("checksum mismatch for {what}: expected {expected}, found {actual}")]
     Mismatch {
         /// The reference or path.
         what: String,
         /// The digest given.
-        expected: Digest,
+        expected: Box<Digest>,
         /// The digest of the bytes.
-        actual: Digest,
+        actual: Box<Digest>,
     },
     /// A qcow2 image could not be converted.
     #[error("cannot convert {}", path.display())]
@@ -133,6 +133,12 @@ pub enum ImageError {
     /// The caller's [`Cancel`](crate::Cancel) was set.
     #[error("cancelled")]
     Cancelled,
+}
+
+impl From<DownloadError> for ImageError {
+    fn from(error: DownloadError) -> Self {
+        Self::Download(Box::new(error))
+    }
 }
 
 /// Whose fault an error is: what a command's exit code is chosen by.

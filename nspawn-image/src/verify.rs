@@ -54,7 +54,7 @@ pub(crate) fn check(
     }
     Err(ImageError::Mismatch {
         what: what.to_string(),
-        expected: *expected,
-        actual,
+        expected: Box::new(*expected),
+        actual: Box::new(actual),
     })
 }

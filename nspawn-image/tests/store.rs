@@ -21,7 +21,7 @@ fn disk() -> Vec<u8> {
     bytes[1080] = 0x53;
     bytes[1081] = 0xef;
     for (index, byte) in bytes[(2 << 20)..].iter_mut().enumerate() {
-        *byte = (index * 31 >> 7) as u8;
+        *byte = ((index * 31) >> 7) as u8;
     }
     bytes
 }
@@ -381,7 +381,7 @@ fn a_wrong_checksum_shows_both_and_publishes_nothing() {
                 .unwrap_err();
             assert!(error.to_string().contains(&wrong.to_string()), "{error}");
             assert!(
-                matches!(error, ImageError::Mismatch { expected, actual, .. } if expected == wrong && actual != wrong)
+                matches!(error, ImageError::Mismatch { expected, actual, .. } if *expected == wrong && *actual != wrong)
             );
         }
     }
@@ -581,6 +581,92 @@ fn two_pulls_of_one_url_are_one_download() {
 }
 
 #[test]
+fn a_complete_part_is_not_downloaded_again() {
+    let fixture = Fixture::new();
+    let body = Arc::new(disk());
+    let server = Server::start(Behaviour {
+        body,
+        etag: Some("\"v1\"".into()),
+        cut: Some(3_000_000),
+        ..Behaviour::default()
+    });
+    let url = server.url("disk.raw");
+    fixture.pull(&url).unwrap_err();
+    let data = fixture
+        .left("partial")
+        .into_iter()
+        .find(|name| name.ends_with(".data"))
+        .unwrap();
+    fs::write(fixture.dir.path().join("store/partial").join(data), disk()).unwrap();
+    server.change(|b| b.cut = None);
+    server.seen();
+    assert!(fs::read(fixture.pull(&url).unwrap().path()).unwrap() == disk());
+    assert_eq!(server.seen().len(), 1);
+}
+
+const CHILD_STORE: &str = "NSPAWN_IMAGE_TEST_STORE";
+const CHILD_URL: &str = "NSPAWN_IMAGE_TEST_URL";
+
+/// No test of its own: the process that the next one kills.
+#[test]
+#[ignore = "started by a_pull_killed_at_any_time_leaves_a_store_that_works"]
+fn pull_in_a_child() {
+    let (Ok(store), Ok(url)) = (std::env::var(CHILD_STORE), std::env::var(CHILD_URL)) else {
+        return;
+    };
+    let store = Store::open(store).unwrap();
+    store
+        .pull(
+            &url.parse().unwrap(),
+            &PullOptions::default(),
+            &mut NoReport,
+        )
+        .unwrap();
+}
+
+#[test]
+fn a_pull_killed_at_any_time_leaves_a_store_that_works() {
+    let fixture = Fixture::new();
+    let body = Arc::new(qcow2(fixture.dir.path()));
+    let behaviour = Behaviour {
+        body,
+        etag: Some("\"v\"".into()),
+        pause: Duration::from_millis(30),
+        ..Behaviour::default()
+    };
+    let server = Server::start(behaviour);
+    let url = server.url("disk.qcow2");
+    let store = fixture.dir.path().join("store");
+    let mut killed = 0;
+    for round in 0..40 {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "pull_in_a_child", "--ignored", "--quiet"])
+            .env(CHILD_STORE, &store)
+            .env(CHILD_URL, &url)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(20 + round * 3));
+        killed += u32::from(child.try_wait().unwrap().is_none());
+        let _ = child.kill();
+        child.wait().unwrap();
+        // Absent or complete, at any time.
+        for image in fixture.store.list().unwrap() {
+            assert!(fs::read(&image.path).unwrap() == disk());
+            fixture.store.remove(&image.name).unwrap();
+        }
+    }
+    assert!(
+        killed > 5,
+        "{killed} of 40 were killed before they were done"
+    );
+    Store::open(&store).unwrap();
+    assert!(fs::read(fixture.pull(&url).unwrap().path()).unwrap() == disk());
+    assert_eq!(fixture.left("partial"), Vec::<String>::new());
+    assert_eq!(fixture.left("blobs").len(), 1);
+}
+
+#[test]
 fn what_a_killed_import_left_is_swept() {
     let fixture = Fixture::new();
     let partial = fixture.dir.path().join("store/partial");
@@ -589,4 +675,68 @@ fn what_a_killed_import_left_is_swept() {
     fs::write(partial.join("url.data"), "a download that can go on").unwrap();
     Store::open(fixture.dir.path().join("store")).unwrap();
     assert_eq!(fixture.left("partial"), ["url.data"]);
+}
+
+/// A file system of 2 MiB that ends with the value.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Self {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "needs root: run `cargo xtask test` as root"
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=2m", "small"])
+            .arg(dir.path())
+            .status()
+            .unwrap();
+        assert!(mounted.success());
+        Self(dir)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg(self.0.path())
+            .status();
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn root_a_full_disk_is_said_and_nothing_is_left_on_it() {
+    let mut noise = disk();
+    let mut state = 1_u64;
+    for byte in &mut noise[4096..] {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        *byte = (state >> 56) as u8;
+    }
+    let small = SmallDisk::mount();
+    let mut fixture = Fixture::new();
+    let local = fixture.file("noise.raw.zst", &zstd::encode_all(&noise[..], 1).unwrap());
+    let server = Server::start(Behaviour {
+        body: Arc::new(noise),
+        etag: Some("\"v\"".into()),
+        ..Behaviour::default()
+    });
+    fixture.store = Store::open(small.0.path().join("store")).unwrap();
+    for reference in [server.url("disk.raw"), local] {
+        let error = fixture.pull(&reference).unwrap_err();
+        assert!(matches!(error, ImageError::NoSpace { .. }), "{error:?}");
+        assert_eq!(error.kind(), ErrorKind::Host);
+        for folder in ["blobs", "refs", "partial"] {
+            let entries = fs::read_dir(small.0.path().join("store").join(folder))
+                .unwrap()
+                .flatten();
+            let left: Vec<_> = entries
+                .filter(|entry| entry.path().extension().is_none_or(|end| end != "lock"))
+                .collect();
+            assert!(left.is_empty(), "{left:?}");
+        }
+    }
 }

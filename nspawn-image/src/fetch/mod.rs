@@ -243,7 +243,9 @@ impl<'a> Download<'a> {
         let head = match next()? {
             Event::Head(head) => head,
             Event::NotModified => return Ok(Ended::NotModified),
-            Event::RangeRefused => return Ok(Ended::Restart),
+            // An earlier call had it all and was ended before it was used.
+            Event::RangeRefused(Some(total)) if total == self.done => return Ok(Ended::Complete),
+            Event::RangeRefused(_) => return Ok(Ended::Restart),
             Event::Failed(error) => return Err(error.into()),
             _ => {
                 return Err(self

@@ -56,7 +56,8 @@ pub(super) struct Head {
 pub(super) enum Event {
     Head(Head),
     NotModified,
-    RangeRefused,
+    /// Nothing stands at or after the byte asked for; the whole length, in bytes, where it is told.
+    RangeRefused(Option<u64>),
     Chunk(Bytes),
     End,
     Failed(DownloadError),
@@ -212,7 +213,14 @@ fn head(request: &Request, response: &Response) -> Result<Event, DownloadReason>
             }))
         }
         304 if request.unless.is_some() => Ok(Event::NotModified),
-        416 if request.from > 0 => Ok(Event::RangeRefused),
+        416 if request.from > 0 => {
+            let range = text(headers, CONTENT_RANGE).unwrap_or_default();
+            Ok(Event::RangeRefused(
+                range
+                    .strip_prefix("bytes */")
+                    .and_then(|total| total.trim().parse().ok()),
+            ))
+        }
         404 | 410 => Err(DownloadReason::NotFound(status)),
         401 | 403 | 407 => Err(DownloadReason::Denied(status)),
         500..=599 => Err(DownloadReason::Server(status)),

@@ -117,7 +117,7 @@ impl<'a> ClusterReader<'a> {
             // Writers may leave out the zeros that end the last cluster, on a sector's border. Anything else
             // is a file that was cut.
             let missing = (place.len() - count) as u64;
-            if self.length % 512 != 0 || missing >= self.header.cluster_size() {
+            if !self.length.is_multiple_of(512) || missing >= self.header.cluster_size() {
                 let end = piece.host + place.len() as u64;
                 return Err(Qcow2Error::Truncated {
                     what: "a cluster",

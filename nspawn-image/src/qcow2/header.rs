@@ -281,7 +281,7 @@ impl Header {
         {
             return field("l1_size", self.l1_entries);
         }
-        if self.l1_offset % self.cluster_size() != 0 {
+        if !self.l1_offset.is_multiple_of(self.cluster_size()) {
             return field("l1_table_offset", self.l1_offset);
         }
         let Some(end) = self.l1_offset.checked_add(l1_bytes) else {
@@ -297,7 +297,7 @@ impl Header {
         if self.snapshot_count > MAX_SNAPSHOTS {
             return field("nb_snapshots", self.snapshot_count.into());
         }
-        if self.snapshot_count > 0 && self.snapshots_offset % self.cluster_size() != 0 {
+        if self.snapshot_count > 0 && !self.snapshots_offset.is_multiple_of(self.cluster_size()) {
             return field("snapshots_offset", self.snapshots_offset);
         }
         Ok(())

@@ -101,7 +101,7 @@ impl<'a> Tables<'a> {
         if table == 0 {
             return Ok(None);
         }
-        if table % self.header.cluster_size() != 0 {
+        if !table.is_multiple_of(self.header.cluster_size()) {
             return Err(Qcow2Error::Entry {
                 guest,
                 reason: "its L2 table is not aligned to a cluster",
@@ -159,7 +159,7 @@ impl<'a> Tables<'a> {
             if host == 0 && present != 0 {
                 return damaged("a subcluster is allocated in a cluster that is not");
             }
-            if host % self.header.cluster_size() != 0 {
+            if !host.is_multiple_of(self.header.cluster_size()) {
                 return damaged("its data is not aligned to a cluster");
             }
             return Ok(match (present, zero) {
@@ -177,7 +177,7 @@ impl<'a> Tables<'a> {
         if host == 0 {
             return Ok(Mapping::Unallocated);
         }
-        if host % self.header.cluster_size() != 0 {
+        if !host.is_multiple_of(self.header.cluster_size()) {
             return damaged("its data is not aligned to a cluster");
         }
         Ok(Mapping::Data {

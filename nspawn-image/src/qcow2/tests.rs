@@ -17,7 +17,7 @@ fn image(entries: &[u64]) -> Vec<u8> {
     put64(&mut bytes, 40, CLUSTER as u64);
     put32(&mut bytes, 96, 4);
     put32(&mut bytes, 100, 112);
-    put64(&mut bytes, CLUSTER, 2 * CLUSTER as u64 | 1 << 63);
+    put64(&mut bytes, CLUSTER, (2 * CLUSTER as u64) | (1 << 63));
     for (index, entry) in entries.iter().enumerate() {
         put64(&mut bytes, 2 * CLUSTER + 8 * index, *entry);
     }
@@ -50,7 +50,7 @@ fn deflated(data: &[u8]) -> Vec<u8> {
 fn plain_zero_unallocated_and_compressed_clusters() {
     let packed = deflated(&[0xc2; CLUSTER]);
     let mut bytes = image(&[
-        3 * CLUSTER as u64 | 1 << 63,
+        (3 * CLUSTER as u64) | (1 << 63),
         1,
         0,
         1 << 62 | (4 * CLUSTER as u64 + 7),
@@ -82,7 +82,7 @@ fn plain_zero_unallocated_and_compressed_clusters() {
 
 #[test]
 fn a_stream_longer_than_its_cluster_is_read_as_qemu_reads_it() {
-    let mut bytes = image(&[1 << 62 | 4 * CLUSTER as u64]);
+    let mut bytes = image(&[(1 << 62) | (4 * CLUSTER as u64)]);
     let packed = deflated(&[0xc3; 2 * CLUSTER]);
     bytes[4 * CLUSTER..][..packed.len()].copy_from_slice(&packed);
     assert!(convert(bytes).unwrap()[..CLUSTER] == [0xc3; CLUSTER]);
@@ -161,7 +161,7 @@ fn every_bad_entry_is_an_error_with_its_place() {
         (1, 2, "a zero cluster in a version 2 image"),
         (1 << 62 | 1 << 45, 3, "cut short: a compressed cluster"),
         (
-            1 << 62 | 3 * 512,
+            (1 << 62) | (3 * 512),
             3,
             "compressed cluster for guest byte 0 (at byte 1536",
         ),

@@ -20,7 +20,9 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// The right to work on one key; other processes wait for it.
 #[derive(Debug)]
-pub(super) struct KeyLock(#[allow(dead_code)] File);
+pub(super) struct KeyLock {
+    _file: File,
+}
 
 fn open(path: &Path) -> Result<File, ImageError> {
     File::options()
@@ -41,7 +43,7 @@ impl KeyLock {
     ) -> Result<Self, ImageError> {
         let file = open(path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(Self(file)),
+            Ok(()) => return Ok(Self { _file: file }),
             Err(rustix::io::Errno::WOULDBLOCK) => {}
             Err(error) => return Err(ImageError::io("lock", path, error.into())),
         }
@@ -63,7 +65,7 @@ impl KeyLock {
         loop {
             cancel.check()?;
             match receiver.recv_timeout(TICK) {
-                Ok(result) => return result.map(Self).at("lock", path),
+                Ok(result) => return result.map(|file| Self { _file: file }).at("lock", path),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(ImageError::io(
@@ -81,7 +83,7 @@ impl KeyLock {
         let file = open(path).ok()?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)
             .ok()
-            .map(|()| Self(file))
+            .map(|()| Self { _file: file })
     }
 }
 

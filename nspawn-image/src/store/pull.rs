@@ -53,21 +53,21 @@ impl Store {
         options: &PullOptions,
         reporter: &mut dyn Reporter,
     ) -> Result<Image, ImageError> {
-        if let Some(record) = Record::read(&record::path(&self.refs(), name))? {
-            if let Some(image) = self.stored(name, &record)? {
-                let digests = record
-                    .digests()
-                    .filter(|digests| comparable(digests, options.checksum.as_ref()));
-                let Some(digests) = digests else {
-                    let what = format!("{name} (only its SHA-256 is kept)");
-                    return Err(ImageError::Unsupported {
-                        what,
-                        found: "a SHA-512 checksum".to_owned(),
-                    });
-                };
-                verify::check(&digests, options.checksum.as_ref(), name)?;
-                return Ok(image);
-            }
+        if let Some(record) = Record::read(&record::path(&self.refs(), name))?
+            && let Some(image) = self.stored(name, &record)?
+        {
+            let digests = record
+                .digests()
+                .filter(|digests| comparable(digests, options.checksum.as_ref()));
+            let Some(digests) = digests else {
+                let what = format!("{name} (only its SHA-256 is kept)");
+                return Err(ImageError::Unsupported {
+                    what,
+                    found: "a SHA-512 checksum".to_owned(),
+                });
+            };
+            verify::check(&digests, options.checksum.as_ref(), name)?;
+            return Ok(image);
         }
         let folder = &options.machines_dir;
         for path in [
@@ -157,10 +157,10 @@ impl Store {
         let key = fetch::url_key(url);
         let _lock = KeyLock::wait(&self.lock_path(&key), &options.cancel, reporter)?;
         let stored = self.find(&key)?;
-        if !options.refresh || options.offline {
-            if let Some(image) = self.reuse(&key, options)? {
-                return Ok(image);
-            }
+        if (!options.refresh || options.offline)
+            && let Some(image) = self.reuse(&key, options)?
+        {
+            return Ok(image);
         }
         if options.offline {
             let error = DownloadError {
@@ -304,18 +304,17 @@ impl Store {
         let hex = digests.sha256.hex();
         // Another URL may lead to the same bytes: one process converts them.
         let _lock = KeyLock::wait(&self.lock_path(&hex), &options.cancel, reporter)?;
-        let known = record::all(&self.refs())?
-            .into_iter()
-            .find_map(|(_, record)| {
-                record
-                    .ok()
-                    .filter(|record| record.sha256 == digests.sha256.to_string())
-            });
+        // What stands under the digest is complete, whether or not a name led to it so far.
+        let mut held = None;
         let mut done = None;
-        if let Some(record) = known {
-            done = self
-                .stored(&origin.name, &record)?
-                .map(|image| (image.kind, record.virtual_size));
+        for kind in [ImageKind::Disk, ImageKind::Tree] {
+            let blob = self.blob(&digests.sha256, kind);
+            if let Some(lock) = lock::share(&blob)? {
+                let length = fs::metadata(&blob).at("read", &blob)?.len();
+                held = Some(lock);
+                done = Some((kind, if kind == ImageKind::Disk { length } else { 0 }));
+                break;
+            }
         }
         let (kind, virtual_size) = match done {
             Some(done) => done,
@@ -349,8 +348,9 @@ impl Store {
             created,
         };
         record.write(&self.refs(), &origin.name)?;
-        self.stored(&origin.name, &record)?
-            .ok_or_else(|| ImageError::Missing(self.blob(&digests.sha256, kind)))
+        let image = self.stored(&origin.name, &record)?;
+        drop(held);
+        image.ok_or_else(|| ImageError::Missing(self.blob(&digests.sha256, kind)))
     }
 
     /// A derived name never takes the place of another image's.

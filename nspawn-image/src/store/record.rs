@@ -120,10 +120,11 @@ pub(super) fn path(folder: &Path, name: &ImageName) -> PathBuf {
     folder.join(format!("{name}.json"))
 }
 
+/// A name, and what its record says where it can be read.
+pub(super) type Found = (ImageName, Result<Record, ImageError>);
+
 /// All records, sorted by name. What cannot be read is left out of a search and an error in a listing.
-pub(super) fn all(
-    folder: &Path,
-) -> Result<Vec<(ImageName, Result<Record, ImageError>)>, ImageError> {
+pub(super) fn all(folder: &Path) -> Result<Vec<Found>, ImageError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).at("read", folder)? {
         let path = entry.at("read", folder)?.path();

@@ -76,6 +76,13 @@ impl Attributes {
     }
 }
 
+/// Where an entry goes: a name in an open folder, and the path that errors tell.
+struct Place<'a> {
+    parent: &'a OwnedFd,
+    name: &'a OsStr,
+    path: &'a Path,
+}
+
 /// A folder that is being filled.
 pub(super) struct Tree {
     root: OwnedFd,
@@ -143,9 +150,17 @@ impl Tree {
         let parent = self.open_parent(&path)?;
         match kind {
             EntryType::Directory => self.folder(&parent, &name, &path, attributes),
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                self.file(&parent, &name, &path, entry, attributes, &xattrs, explain)
-            }
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => self.file(
+                Place {
+                    parent: &parent,
+                    name: &name,
+                    path: &path,
+                },
+                entry,
+                attributes,
+                &xattrs,
+                explain,
+            ),
             EntryType::Symlink => {
                 let target = entry.link_name_bytes().unwrap_or_default().into_owned();
                 replace(&parent, &name, &path)?;
@@ -255,12 +270,9 @@ impl Tree {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn file(
         &self,
-        parent: &OwnedFd,
-        name: &OsStr,
-        path: &Path,
+        Place { parent, name, path }: Place<'_>,
         content: &mut impl Read,
         attributes: Attributes,
         xattrs: &[(OsString, Vec<u8>)],

@@ -140,3 +140,42 @@ fn a_link_out_of_the_tree_is_not_followed_out() {
     assert!(result.unwrap_err().to_string().contains("is absolute"));
     assert_eq!(fs::metadata(&secret).unwrap().nlink(), 1);
 }
+
+#[test]
+#[ignore = "needs root"]
+fn root_devices_and_capabilities_are_kept() {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "needs root: run `cargo xtask test` as root"
+    );
+    // cap_net_raw=ep, version 2. Source: Linux include/uapi/linux/capability.h.
+    let mut capability = [0_u8; 20];
+    capability[0] = 1;
+    capability[3] = 2;
+    capability[5] = 0x20;
+    let mut builder = Builder::new(Vec::new());
+    let pax = [
+        ("SCHILY.xattr.security.capability", &capability[..]),
+        ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
+    ];
+    builder.append_pax_extensions(pax).unwrap();
+    let mut ping = header(EntryType::Regular, 1, 0o755);
+    builder.append_data(&mut ping, "ping", &b"x"[..]).unwrap();
+    let mut null = header(EntryType::Char, 0, 0o666);
+    null.set_device_major(1).unwrap();
+    null.set_device_minor(3).unwrap();
+    builder.append_data(&mut null, "null", &b""[..]).unwrap();
+    let (dir, result) = unpack(builder.into_inner().unwrap());
+    result.unwrap();
+    let tree = dir.path().join("tree");
+    let mut value = [0; 64];
+    let count = rustix::fs::getxattr(tree.join("ping"), "security.capability", &mut value).unwrap();
+    assert_eq!(value[..count], capability);
+    assert!(rustix::fs::getxattr(tree.join("ping"), "trusted.overlay.opaque", &mut value).is_err());
+    let null = fs::symlink_metadata(tree.join("null")).unwrap();
+    assert_eq!(
+        (null.rdev(), null.mode()),
+        (rustix::fs::makedev(1, 3), 0o020_666)
+    );
+    assert_eq!((null.uid(), null.gid()), (12, 34));
+}

@@ -121,6 +121,12 @@ fn serve(
     });
     let fresh = behaviour.etag.is_some() && field("if-range") == behaviour.etag;
     let start = range.filter(|_| fresh && !behaviour.no_ranges).unwrap_or(0);
+    if start >= total && start > 0 {
+        return write!(
+            stream,
+            "HTTP/1.1 416 X\r\n{extra}content-range: bytes */{total}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        );
+    }
     let status = if start > 0 {
         "206 Partial Content"
     } else {

@@ -1,0 +1,222 @@
+//! How fast a qcow2 image becomes sparse raw, here and by `qemu-img convert -m 16 -W`, both to a new file on the
+//! same file system. Unit: seconds of wall time; throughput in bytes of data in the image per second.
+//!
+//! Outputs are compared once before anything is measured. At the end one line for each input: our time as a
+//! share of qemu-img's.
+#![allow(missing_docs, clippy::print_stdout)]
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use nspawn_image::Cancel;
+use nspawn_image::qcow2::Qcow2;
+
+/// Data in the dense inputs, in MiB.
+const DATA_MIB: u64 = 1024;
+const QUICK_DATA_MIB: u64 = 32;
+/// Data scattered over the sparse input, in MiB.
+const SCATTERED_MIB: u64 = 200;
+const QUICK_SCATTERED_MIB: u64 = 8;
+/// Pairs of runs behind each ratio; they take turns, so that noise hits both.
+const ROUNDS: usize = 7;
+
+struct Input {
+    name: &'static str,
+    path: PathBuf,
+    bytes: u64,
+}
+
+fn quick() -> bool {
+    std::env::var_os("NSPAWN_BENCH_QUICK").is_some_and(|value| value == "1")
+}
+
+fn folder() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    let target = target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"));
+    let folder = target.join("bench-data");
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+fn qemu(program: &str, args: &[&str]) {
+    let output = Command::new(program).args(args).output();
+    let output =
+        output.unwrap_or_else(|error| panic!("{program} is needed (package qemu-utils): {error}"));
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Real files are what images hold: the files of /usr/lib in the order of their names, again from the start
+/// where they do not fill it.
+fn data(path: &Path, bytes: u64) {
+    let mut files = Vec::new();
+    let mut folders = vec![PathBuf::from("/usr/lib")];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = fs::read_dir(folder) else {
+            continue;
+        };
+        let mut entries: Vec<_> = entries.flatten().collect();
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => folders.push(entry.path()),
+                Ok(kind) if kind.is_file() => files.push(entry.path()),
+                _ => {}
+            }
+        }
+    }
+    assert!(!files.is_empty());
+    let mut out = BufWriter::new(File::create(path).unwrap());
+    let mut left = bytes;
+    for file in files.iter().cycle() {
+        let Ok(file) = File::open(file) else { continue };
+        left -= std::io::copy(&mut file.take(left), &mut out).unwrap();
+        if left == 0 {
+            break;
+        }
+    }
+    out.flush().unwrap();
+}
+
+/// Makes what is missing; a name is only there when its file is complete.
+fn make(name: &str, size: u64, with: impl FnOnce(&str)) -> PathBuf {
+    let path = folder().join(format!("{name}-{size}.img"));
+    if !path.exists() {
+        let temporary = path.with_extension("new");
+        let _ = fs::remove_file(&temporary);
+        with(temporary.to_str().unwrap());
+        fs::rename(temporary, &path).unwrap();
+    }
+    path
+}
+
+fn inputs() -> Vec<Input> {
+    let (mib, scattered) = if quick() {
+        (QUICK_DATA_MIB, QUICK_SCATTERED_MIB)
+    } else {
+        (DATA_MIB, SCATTERED_MIB)
+    };
+    let bytes = mib << 20;
+    let raw = make("raw", bytes, |path| data(Path::new(path), bytes));
+    let raw = raw.to_str().unwrap();
+    let convert = |name, options: &[&str]| {
+        let path = make(name, bytes, |path| {
+            let mut args = vec!["convert", "-f", "raw", "-O", "qcow2"];
+            args.extend_from_slice(options);
+            args.extend([raw, path]);
+            qemu("qemu-img", &args);
+        });
+        Input { name, path, bytes }
+    };
+    let sparse = scattered << 20;
+    let terabyte = make("sparse", sparse, |path| {
+        qemu("qemu-img", &["create", "-q", "-f", "qcow2", path, "1T"]);
+        let write = |index: u64| {
+            format!(
+                "write -q -P {} {}M 1M",
+                index % 255 + 1,
+                index * ((1 << 20) / scattered)
+            )
+        };
+        let commands: Vec<String> = (0..scattered).map(write).collect();
+        let mut args = vec!["-f", "qcow2"];
+        args.extend(commands.iter().flat_map(|command| ["-c", command.as_str()]));
+        args.push(path);
+        qemu("qemu-io", &args);
+    });
+    vec![
+        convert("zlib", &["-c"]),
+        convert("zstd", &["-c", "-o", "compression_type=zstd"]),
+        convert("uncompressed", &[]),
+        Input {
+            name: "sparse 1 TiB",
+            path: terabyte,
+            bytes: sparse,
+        },
+    ]
+}
+
+fn ours(input: &Path, output: &Path) -> Duration {
+    let _ = fs::remove_file(output);
+    let start = Instant::now();
+    let image = Qcow2::open(File::open(input).unwrap(), 2 << 40).unwrap();
+    let file = File::create_new(output).unwrap();
+    image
+        .convert(&file, &Cancel::default(), &mut |_| {})
+        .unwrap();
+    start.elapsed()
+}
+
+fn theirs(input: &Path, output: &Path) -> Duration {
+    let _ = fs::remove_file(output);
+    let names = [input.to_str().unwrap(), output.to_str().unwrap()];
+    let start = Instant::now();
+    qemu(
+        "qemu-img",
+        &[
+            "convert", "-m", "16", "-W", "-f", "qcow2", "-O", "raw", names[0], names[1],
+        ],
+    );
+    start.elapsed()
+}
+
+fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort_unstable();
+    times[times.len() / 2].as_secs_f64()
+}
+
+fn convert(criterion: &mut Criterion) {
+    let output = folder().join("output.raw");
+    let inputs = inputs();
+    let mut group = criterion.benchmark_group("convert");
+    group
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(200));
+    group.measurement_time(Duration::from_secs(if quick() { 1 } else { 10 }));
+    for input in &inputs {
+        ours(&input.path, &output);
+        qemu(
+            "qemu-img",
+            &[
+                "compare",
+                "-f",
+                "qcow2",
+                "-F",
+                "raw",
+                input.path.to_str().unwrap(),
+                output.to_str().unwrap(),
+            ],
+        );
+        group.throughput(Throughput::Bytes(input.bytes));
+        group.bench_function(input.name, |bencher| {
+            bencher.iter_custom(|count| (0..count).map(|_| ours(&input.path, &output)).sum());
+        });
+    }
+    group.finish();
+    println!(
+        "{:<14} {:>9} {:>9} {:>6}",
+        "image", "ours, s", "qemu, s", "ratio"
+    );
+    for input in &inputs {
+        let rounds = if quick() { 3 } else { ROUNDS };
+        let pairs = (0..rounds).map(|_| (ours(&input.path, &output), theirs(&input.path, &output)));
+        let (ours, theirs): (Vec<_>, Vec<_>) = pairs.unzip();
+        let (ours, theirs) = (median(ours), median(theirs));
+        println!(
+            "{:<14} {ours:>9.3} {theirs:>9.3} {:>6.2}",
+            input.name,
+            ours / theirs
+        );
+    }
+    let _ = fs::remove_file(output);
+}
+
+criterion_group!(benches, convert);
+criterion_main!(benches);
