@@ -18,8 +18,10 @@ use crate::output::Output;
 /// exit status.
 #[derive(Parser, Debug)]
 #[command(name = "nspawn-run", version, max_term_width = 100)]
-#[command(after_help = "Exit status: 0 done, 1 failed, 2 usage, 3 this host cannot. `unit`, `exec`, `shell` and \
-`wait` pass the payload's own status on and use 125 for their own failure.")]
+#[command(
+    after_help = "Exit status: 0 done, 1 failed, 2 usage, 3 this host cannot. `unit`, `exec`, `shell` and \
+`wait` pass the payload's own status on and use 125 for their own failure."
+)]
 pub(crate) struct Cli {
     #[command(flatten)]
     global: Global,
@@ -31,10 +33,22 @@ pub(crate) struct Cli {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Global {
     /// Folder of what outlives a boot: images, changes of kept machines
-    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/nspawn-run", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/var/lib/nspawn-run",
+        help_heading = "Global options"
+    )]
     pub(crate) root: PathBuf,
     /// Folder of what does not outlive a boot: running machines
-    #[arg(long, global = true, value_name = "DIR", default_value = "/run/nspawn-run", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/run/nspawn-run",
+        help_heading = "Global options"
+    )]
     pub(crate) run_root: PathBuf,
     /// Say nothing but errors
     #[arg(long, short, global = true, help_heading = "Global options")]
@@ -46,10 +60,17 @@ impl Global {
     pub(crate) fn dirs(&self) -> Result<Dirs, CommandError> {
         let absolute = |path: &PathBuf| {
             std::path::absolute(path).map_err(|error| {
-                CommandError::new(Kind::Usage, format!("cannot use the folder {}", path.display())).because(error)
+                CommandError::new(
+                    Kind::Usage,
+                    format!("cannot use the folder {}", path.display()),
+                )
+                .because(error)
             })
         };
-        Ok(Dirs { state: absolute(&self.root)?, run: absolute(&self.run_root)? })
+        Ok(Dirs {
+            state: absolute(&self.root)?,
+            run: absolute(&self.run_root)?,
+        })
     }
 
     /// This host, where it can run machines.
@@ -120,8 +141,10 @@ impl Cli {
         let Self { global, command } = self;
         let out = &mut Output::stdout();
         // commands that pass a payload's status on must not be mistaken for it
-        let passes_on =
-            matches!(command, Command::Unit(_) | Command::Exec(_) | Command::Shell(_) | Command::Wait(_));
+        let passes_on = matches!(
+            command,
+            Command::Unit(_) | Command::Exec(_) | Command::Shell(_) | Command::Wait(_)
+        );
         let done = |result: Result<(), CommandError>| result.map(|()| 0);
         let result = match command {
             Command::Unit(args) => commands::unit::run(&args, &global),

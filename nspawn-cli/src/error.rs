@@ -39,7 +39,13 @@ pub(crate) struct CommandError {
 
 impl CommandError {
     pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), causes: Vec::new(), hints: Vec::new(), details: Vec::new() }
+        Self {
+            kind,
+            message: message.into(),
+            causes: Vec::new(),
+            hints: Vec::new(),
+            details: Vec::new(),
+        }
     }
 
     /// Adds a cause and its causes.
@@ -48,7 +54,9 @@ impl CommandError {
         while let Some(error) = next {
             let text = error.to_string();
             // some libraries repeat their cause in their own text
-            if !self.causes.last().is_some_and(|last| last.contains(&text)) && !self.message.contains(&text) {
+            if !self.causes.last().is_some_and(|last| last.contains(&text))
+                && !self.message.contains(&text)
+            {
                 self.causes.push(text);
             }
             next = error.source();
@@ -66,7 +74,8 @@ impl CommandError {
     pub(crate) fn details(mut self, heading: &str, text: &str) -> Self {
         if !text.trim().is_empty() {
             self.details.push(heading.to_owned());
-            self.details.extend(text.lines().map(|line| format!("  {line}")));
+            self.details
+                .extend(text.lines().map(|line| format!("  {line}")));
         }
         self
     }
@@ -123,7 +132,9 @@ impl From<MachineError> for CommandError {
         let mut result = Self::from_library(kind, &error, error.hint());
         if let MachineError::Host(problems) = &error {
             for problem in problems.iter().skip(1) {
-                result.details.push(format!("also: {} ({})", problem.what, problem.hint));
+                result
+                    .details
+                    .push(format!("also: {} ({})", problem.what, problem.hint));
             }
         }
         result
@@ -161,7 +172,11 @@ mod tests {
         ];
         for (kind, alone, passing) in table {
             let error = CommandError::new(kind, "x");
-            assert_eq!((error.exit_status(false), error.exit_status(true)), (alone, passing), "{kind:?}");
+            assert_eq!(
+                (error.exit_status(false), error.exit_status(true)),
+                (alone, passing),
+                "{kind:?}"
+            );
         }
     }
 

@@ -64,7 +64,11 @@ pub(crate) fn launch(
     let on_systemd = order.detached && host.init_is_systemd();
     let mut command = monitor_command(host, config, &order_file, on_systemd)?;
     let started = command.spawn().map_err(|error| {
-        CommandError::new(Kind::Failure, format!("cannot start {}", command.get_program().display())).because(error)
+        CommandError::new(
+            Kind::Failure,
+            format!("cannot start {}", command.get_program().display()),
+        )
+        .because(error)
     });
     let mut child = started.inspect_err(|_| {
         let _ = std::fs::remove_file(&order_file);
@@ -76,14 +80,21 @@ pub(crate) fn launch(
         if !status.as_ref().is_ok_and(std::process::ExitStatus::success) {
             let _ = std::fs::remove_file(&order_file);
             let message = "the host's systemd did not start the machine's service";
-            return Err(CommandError::new(Kind::Failure, message).hint("`systemctl --failed` shows why"));
+            return Err(
+                CommandError::new(Kind::Failure, message).hint("`systemctl --failed` shows why")
+            );
         }
     } else {
         owner = nspawn_core::ProcessId::of(child.id()).and_then(|process| process.open().ok());
         let lifeline = child.stdin.take();
         monitor = Some(Monitor { child, lifeline });
     }
-    let machine = host.wait_started(config.name(), owner.as_ref().map(|fd| fd.as_fd()), within, seen);
+    let machine = host.wait_started(
+        config.name(),
+        owner.as_ref().map(|fd| fd.as_fd()),
+        within,
+        seen,
+    );
     match machine {
         Ok(machine) => {
             if order.detached {
@@ -97,7 +108,9 @@ pub(crate) fn launch(
                 drop(monitor.lifeline.take());
                 let _ = monitor.child.wait();
             }
-            let reported = std::fs::read(&report_file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            let reported = std::fs::read(&report_file)
+                .ok()
+                .and_then(|bytes| serde_json::from_slice(&bytes).ok());
             let _ = std::fs::remove_file(&report_file);
             let _ = std::fs::remove_file(&order_file);
             Err(reported.unwrap_or_else(|| error.into()))
@@ -125,12 +138,16 @@ pub(crate) fn report(order_file: &Path, error: &CommandError) {
 fn write_order(host: &Host, order: &Order) -> Result<PathBuf, CommandError> {
     let dir = host.dirs().run.join("orders");
     let failed = |error: std::io::Error| {
-        CommandError::new(Kind::Failure, format!("cannot write to {}", dir.display())).because(error)
+        CommandError::new(Kind::Failure, format!("cannot write to {}", dir.display()))
+            .because(error)
     };
     std::fs::create_dir_all(&dir).map_err(failed)?;
     // readable for root alone: it may hold secrets
-    let mut file =
-        tempfile::Builder::new().prefix(&order.machine.name).suffix(".json").tempfile_in(&dir).map_err(failed)?;
+    let mut file = tempfile::Builder::new()
+        .prefix(&order.machine.name)
+        .suffix(".json")
+        .tempfile_in(&dir)
+        .map_err(failed)?;
     serde_json::to_writer(&mut file, order).map_err(|error| failed(error.into()))?;
     file.flush().map_err(failed)?;
     let (_, path) = file.keep().map_err(|error| failed(error.error))?;
@@ -143,14 +160,18 @@ fn monitor_command(
     order_file: &Path,
     on_systemd: bool,
 ) -> Result<Command, CommandError> {
-    let program = std::env::current_exe()
-        .map_err(|error| CommandError::new(Kind::Failure, "cannot find this program's own file").because(error))?;
+    let program = std::env::current_exe().map_err(|error| {
+        CommandError::new(Kind::Failure, "cannot find this program's own file").because(error)
+    })?;
     let mut command = if on_systemd {
         let mut command = Command::new("systemd-run");
         command
             .args(["--quiet", "--collect", "--service-type=exec"])
             .arg(format!("--unit=nspawn-run-{}.service", config.name()))
-            .arg(format!("--description=Machine {} of nspawn-run", config.name()))
+            .arg(format!(
+                "--description=Machine {} of nspawn-run",
+                config.name()
+            ))
             // the monitor stops the machine, and is itself ended last
             .args(["--property=KillMode=mixed", "--property=TimeoutStopSec=90"])
             .arg("--")
@@ -160,7 +181,16 @@ fn monitor_command(
         Command::new(program)
     };
     let dirs = host.dirs();
-    command.arg("monitor").arg("--root").arg(&dirs.state).arg("--run-root").arg(&dirs.run).arg(order_file);
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .arg("monitor")
+        .arg("--root")
+        .arg(&dirs.state)
+        .arg("--run-root")
+        .arg(&dirs.run)
+        .arg(order_file);
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     Ok(command)
 }

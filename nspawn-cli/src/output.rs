@@ -17,18 +17,27 @@ impl Output {
 
     /// Writes text as it is; a closed pipe ends the command quietly, as it does other programs.
     pub(crate) fn text(&mut self, text: &str) -> Result<(), CommandError> {
-        written(self.0.write_all(text.as_bytes()).and_then(|()| self.0.flush()))
+        written(
+            self.0
+                .write_all(text.as_bytes())
+                .and_then(|()| self.0.flush()),
+        )
     }
 
     /// Writes one JSON document.
     pub(crate) fn json(&mut self, value: &impl Serialize) -> Result<(), CommandError> {
-        let text = serde_json::to_string_pretty(value)
-            .map_err(|error| CommandError::new(Kind::Failure, "cannot write the result as JSON").because(error))?;
+        let text = serde_json::to_string_pretty(value).map_err(|error| {
+            CommandError::new(Kind::Failure, "cannot write the result as JSON").because(error)
+        })?;
         self.text(&(text + "\n"))
     }
 
     /// Writes rows below a heading, in columns.
-    pub(crate) fn table(&mut self, heading: &[&str], rows: &[Vec<String>]) -> Result<(), CommandError> {
+    pub(crate) fn table(
+        &mut self,
+        heading: &[&str],
+        rows: &[Vec<String>],
+    ) -> Result<(), CommandError> {
         self.text(&columns(heading, rows))
     }
 }
@@ -36,10 +45,13 @@ impl Output {
 /// Turns the result of a write into the command's.
 pub(crate) fn written(result: io::Result<()>) -> Result<(), CommandError> {
     match result {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-            Err(CommandError::new(Kind::Interrupted(13), "standard output was closed"))
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(CommandError::new(
+            Kind::Interrupted(13),
+            "standard output was closed",
+        )),
+        Err(error) => {
+            Err(CommandError::new(Kind::Failure, "cannot write to standard output").because(error))
         }
-        Err(error) => Err(CommandError::new(Kind::Failure, "cannot write to standard output").because(error)),
         Ok(()) => Ok(()),
     }
 }
@@ -53,7 +65,10 @@ fn columns(heading: &[&str], rows: &[Vec<String>]) -> String {
     }
     let mut text = String::new();
     let mut line = |cells: &mut dyn Iterator<Item = &str>| {
-        let padded: Vec<String> = cells.zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let padded: Vec<String> = cells
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
         text.push_str(padded.join("  ").trim_end());
         text.push('\n');
     };
@@ -91,7 +106,9 @@ pub(crate) fn size(bytes: u64) -> String {
 
 /// Seconds since 1970.
 pub(crate) fn now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
 }
 
 #[cfg(test)]
@@ -100,17 +117,34 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let rows = vec![vec!["a".into(), "1".into()], vec!["longer".into(), "2".into()]];
-        assert_eq!(columns(&["NAME", "N"], &rows), "NAME    N\na       1\nlonger  2\n");
+        let rows = vec![
+            vec!["a".into(), "1".into()],
+            vec!["longer".into(), "2".into()],
+        ];
+        assert_eq!(
+            columns(&["NAME", "N"], &rows),
+            "NAME    N\na       1\nlonger  2\n"
+        );
     }
 
     #[test]
     fn numbers_are_said_as_people_do() {
-        let sizes = [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (41_300_000, "41.3 MB"), (u64::MAX, "18446.7 PB")];
+        let sizes = [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.0 kB"),
+            (41_300_000, "41.3 MB"),
+            (u64::MAX, "18446.7 PB"),
+        ];
         for (bytes, text) in sizes {
             assert_eq!(size(bytes), text);
         }
-        for (seconds, text) in [(4, "4 s"), (180, "3 min"), (7200, "2 h"), (432_000, "5 days")] {
+        for (seconds, text) in [
+            (4, "4 s"),
+            (180, "3 min"),
+            (7200, "2 h"),
+            (432_000, "5 days"),
+        ] {
             assert_eq!(age(seconds), text);
         }
     }

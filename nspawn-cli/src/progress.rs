@@ -22,7 +22,13 @@ pub(crate) struct Progress {
 impl Progress {
     pub(crate) fn new(quiet: bool) -> Self {
         let bars = (!quiet && std::io::stderr().is_terminal()).then(MultiProgress::new);
-        Self { quiet, bars, steps: HashMap::new(), next: 1, spinner: None }
+        Self {
+            quiet,
+            bars,
+            steps: HashMap::new(),
+            next: 1,
+            spinner: None,
+        }
     }
 
     /// Says one line.
@@ -68,7 +74,9 @@ impl Reporter for Progress {
     fn begin(&mut self, kind: StepKind, subject: &str, total: Option<u64>) -> StepId {
         let id = self.next;
         self.next += 1;
-        let what = total.map(|total| format!(" ({})", size(total))).unwrap_or_default();
+        let what = total
+            .map(|total| format!(" ({})", size(total)))
+            .unwrap_or_default();
         self.say(&format!("{} {subject}{what}", kind.verb()));
         let bar = self.bars.as_ref().map(|bars| {
             let bar = bars.add(total.map_or_else(ProgressBar::new_spinner, ProgressBar::new));

@@ -27,8 +27,12 @@ pub(crate) fn interrupted() -> Option<CommandError> {
 /// Watches for SIGINT, SIGTERM and SIGHUP from a thread of its own.
 ///
 /// `act` is called with 1 at the first, 2 at the second and so on; at the first, `cancel` is set before.
-pub(crate) fn watch(cancel: Cancel, act: impl Fn(u32) + Send + 'static) -> Result<(), CommandError> {
-    let failed = |error| CommandError::new(Kind::Failure, "cannot watch for signals").because(error);
+pub(crate) fn watch(
+    cancel: Cancel,
+    act: impl Fn(u32) + Send + 'static,
+) -> Result<(), CommandError> {
+    let failed =
+        |error| CommandError::new(Kind::Failure, "cannot watch for signals").because(error);
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
     let watcher = move || {
         for (count, signal) in (1..).zip(signals.forever()) {
@@ -38,6 +42,9 @@ pub(crate) fn watch(cancel: Cancel, act: impl Fn(u32) + Send + 'static) -> Resul
             act(count);
         }
     };
-    std::thread::Builder::new().name("signals".into()).spawn(watcher).map_err(failed)?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(watcher)
+        .map_err(failed)?;
     Ok(())
 }

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
-use nix::sched::{CloneFlags, setns};
+use nix::sched::CloneFlags;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, socket};
 
 use crate::cgroup::Cgroup;
@@ -21,6 +21,9 @@ use crate::sys::{self, GuestEntry};
 
 /// Where programs are looked for inside a machine.
 const GUEST_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The cgroup of programs run inside a machine, below the machine's.
+pub(crate) const EXEC_CGROUP: &str = "exec";
 
 /// A program to run inside a machine; see [`Machine::command`].
 #[derive(Debug)]
@@ -197,7 +200,6 @@ impl MachineCommand<'_> {
             return Err(gone());
         }
         let entry = entry(machine, terminal)?;
-        let leader = leader(machine)?;
         let mut command = Command::new(&self.program);
         command.args(&self.args).env_clear().envs(self.env);
         for (stdio, set) in [
@@ -213,7 +215,7 @@ impl MachineCommand<'_> {
             }
         }
         sys::before_guest(&mut command, entry);
-        spawn_in_pid_namespace(command, leader).map_err(|source| {
+        command.spawn().map_err(|source| {
             if machine.has_ended() {
                 return gone();
             }
@@ -241,7 +243,7 @@ pub(crate) fn connect(
     let mut command = Command::new("/");
     let shared = socket.try_clone().doing("make a socket")?;
     sys::connect_and_end(&mut command, entry(machine, false)?, shared, address);
-    Ok(match spawn_in_pid_namespace(command, leader(machine)?) {
+    Ok(match command.spawn() {
         Err(error) if error.raw_os_error() == Some(sys::CONNECTED) => Ok(socket.into()),
         Err(error) => Err(error),
         Ok(mut child) => {
@@ -249,24 +251,6 @@ pub(crate) fn connect(
             Err(io::ErrorKind::Other.into())
         }
     })
-}
-
-fn leader(machine: &Machine) -> Result<OwnedFd, MachineError> {
-    machine
-        .leader_fd()
-        .try_clone_to_owned()
-        .doing("name the machine's PID 1")
-}
-
-/// Spawns from a thread that enters the PID namespace first, which takes effect for its children.
-fn spawn_in_pid_namespace(mut command: Command, leader: OwnedFd) -> io::Result<Child> {
-    let spawned = std::thread::spawn(move || {
-        setns(&leader, CloneFlags::CLONE_NEWPID)?;
-        command.spawn()
-    });
-    spawned
-        .join()
-        .unwrap_or_else(|_| Err(io::Error::other("a helper thread died")))
 }
 
 /// Opens what a process needs to enter the machine.
@@ -291,14 +275,18 @@ fn entry(machine: &Machine, terminal: bool) -> Result<GuestEntry, MachineError> 
     let cgroup_procs = match machine.record()?.cgroup {
         Some(path) => {
             let cgroups = &machine.host().cgroups;
-            let cgroup = Cgroup::named(path).child("exec");
+            let cgroup = Cgroup::named(path).child(EXEC_CGROUP);
             cgroup.make(cgroups)?;
             Some(cgroup.open_procs(cgroups)?)
         }
         None => None,
     };
+    let leader = machine
+        .leader_fd()
+        .try_clone_to_owned()
+        .doing("name the machine's PID 1")?;
     Ok(GuestEntry {
-        leader: leader(machine)?,
+        leader,
         root: root.into(),
         namespaces,
         cgroup_procs,

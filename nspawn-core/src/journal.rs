@@ -126,7 +126,8 @@ impl Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        // asked rather than killed: the machine must not be left with a dead process that nobody waits for
+        self.closer().close();
         let _ = self.child.wait();
     }
 }

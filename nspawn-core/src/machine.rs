@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::error::MachineError;
+use crate::exec::EXEC_CGROUP;
 use crate::guest::{Manager, Progress, UnitState};
 use crate::host::Host;
 use crate::name::{MachineName, UnitName};
@@ -194,7 +195,9 @@ impl Host {
         if !places.run.exists() {
             return Ok(());
         }
-        let Some(_lock) = places.lock()? else { return Ok(()) };
+        let Some(_lock) = places.lock()? else {
+            return Ok(());
+        };
         record::clear(&places, &self.cgroups, Instant::now() + KILL_WITHIN)?;
         places.remove_run()
     }
@@ -485,12 +488,24 @@ impl Machine {
 
     /// Shuts the machine down, and kills it where it has not ended within `grace`.
     ///
+    /// Programs that were run inside with [`command`](Self::command) are killed first.
+    ///
     /// Returns when it has ended and nothing is left of it.
     ///
     /// # Errors
     ///
     /// [`MachineError::Deadline`] where not even killing ended it.
     pub fn stop(&self, grace: Duration) -> Result<(), MachineError> {
+        // the machine's systemd would wait for processes whose end it is not told
+        if let Some(cgroup) = self
+            .places
+            .read_record()?
+            .and_then(|record| record.cgroup())
+        {
+            cgroup
+                .child(EXEC_CGROUP)
+                .kill(&self.host.cgroups, Instant::now() + KILL_WITHIN)?;
+        }
         // systemd-nspawn answers it with SIGRTMIN+3 to the machine's PID 1: halt
         process::send_signal(&self.supervisor, Signal::TERM)?;
         if !process::wait_end(&self.supervisor, Instant::now() + grace) {

@@ -201,7 +201,30 @@ pub(crate) struct GuestEntry {
 
 impl GuestEntry {
     /// Makes the calling process, which has one thread, one of the machine's root user.
+    ///
+    /// The PID namespace takes effect for children, so that it is a child that returns from here. The caller's
+    /// own child stays outside and does nothing but wait: a dead process of the machine that nobody waits for
+    /// would keep the machine's own end from completing, whatever the caller does.
     fn enter(&self) -> io::Result<()> {
+        nix::sched::setns(self.leader.as_fd(), CloneFlags::CLONE_NEWPID)?;
+        nix::unistd::setsid()?;
+        // blocked from before the child is there, so that its end is not missed
+        let before = nix::sys::signal::SigSet::all()
+            .thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK)?;
+        // JUSTIFICATION: the C library's fork runs handlers, which may lock.
+        // SAFETY: without CLONE_VM this is fork(2) on copied memory, in a process of one thread.
+        let child = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+        match child {
+            0 => {
+                before.thread_set_mask()?;
+                self.become_guest()
+            }
+            ..0 => Err(io::Error::last_os_error()),
+            _ => attend(libc::pid_t::try_from(child).unwrap_or(-1)),
+        }
+    }
+
+    fn become_guest(&self) -> io::Result<()> {
         if let Some(procs) = &self.cgroup_procs {
             nix::unistd::write(procs.as_fd(), b"0")?;
         }
@@ -218,13 +241,57 @@ impl GuestEntry {
         nix::unistd::setgroups(&[])?;
         nix::unistd::setresgid(0.into(), 0.into(), 0.into())?;
         nix::unistd::setresuid(0.into(), 0.into(), 0.into())?;
-        Ok(())
+        // last: changing users takes it back
+        Ok(nix::sys::prctl::set_pdeathsig(
+            nix::sys::signal::Signal::SIGKILL,
+        )?)
+    }
+}
+
+/// Waits for a child, passes signals on to it and ends as it did; holds nothing open meanwhile.
+///
+/// All signals are blocked.
+fn attend(child: libc::pid_t) -> ! {
+    // SAFETY: takes integers; nothing here uses a descriptor any more.
+    unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0) };
+    // SAFETY: an array of integers, for which zero is a value; filled by the next call.
+    let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the set is ours, alive for the call.
+    unsafe { libc::sigfillset(&raw mut all) };
+    loop {
+        // SAFETY: the set is alive for the call; no information is asked for.
+        let signal = unsafe { libc::sigwaitinfo(&raw const all, std::ptr::null_mut()) };
+        if signal > 0 && signal != libc::SIGCHLD {
+            // SAFETY: takes integers; the child is not waited for yet, so that the number is still its own.
+            unsafe { libc::kill(child, signal) };
+            continue;
+        }
+        let mut status = 0;
+        // SAFETY: the status is an integer of ours, alive for the call.
+        let waited = unsafe { libc::waitpid(child, &raw mut status, libc::WNOHANG) };
+        if waited == 0 {
+            continue;
+        }
+        if waited == child && libc::WIFSIGNALED(status) {
+            let signal = libc::WTERMSIG(status);
+            // SAFETY: take integers and our set; the signal's default action ends this process.
+            unsafe {
+                libc::signal(signal, libc::SIG_DFL);
+                libc::raise(signal);
+                libc::sigprocmask(libc::SIG_UNBLOCK, &raw const all, std::ptr::null_mut());
+            }
+        }
+        let code = if waited == child {
+            libc::WEXITSTATUS(status)
+        } else {
+            125
+        };
+        // SAFETY: ends the process without running anything of the copied program.
+        unsafe { libc::_exit(code) }
     }
 }
 
 /// Lets the child enter a machine as its root user.
-///
-/// The PID namespace must have been entered by the calling thread: it takes effect for children.
 pub(crate) fn before_guest(command: &mut Command, entry: GuestEntry) {
     // SAFETY: the closure only makes system calls on values it owns; it neither allocates nor locks.
     unsafe { command.pre_exec(move || entry.enter()) };

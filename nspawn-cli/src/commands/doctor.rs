@@ -47,8 +47,15 @@ pub(crate) fn run(args: &DoctorArgs, _: &Global, out: &mut Output) -> Result<(),
             }
         }
     }
-    if checks.iter().filter_map(|check| check.problem.as_ref()).any(|problem| problem.fatal) {
-        return Err(CommandError::new(Kind::Host, "this host cannot run machines"));
+    if checks
+        .iter()
+        .filter_map(|check| check.problem.as_ref())
+        .any(|problem| problem.fatal)
+    {
+        return Err(CommandError::new(
+            Kind::Host,
+            "this host cannot run machines",
+        ));
     }
     Ok(())
 }

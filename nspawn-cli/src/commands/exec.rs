@@ -25,18 +25,30 @@ pub(crate) struct ExecArgs {
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
     /// The program and its arguments
-    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(
+        value_name = "COMMAND",
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
     command: Vec<OsString>,
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
-    pair.map(|(name, value)| (name.to_owned(), value.to_owned())).ok_or_else(|| "write NAME=VALUE".into())
+    pair.map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .ok_or_else(|| "write NAME=VALUE".into())
 }
 
 /// Runs the command and returns the exit status.
 pub(crate) fn run(args: &ExecArgs, global: &Global) -> Result<u8, CommandError> {
-    execute(&global.host()?, &args.name.name, &args.command, &args.env, args.tty)
+    execute(
+        &global.host()?,
+        &args.name.name,
+        &args.command,
+        &args.env,
+        args.tty,
+    )
 }
 
 /// Runs a program in a machine and returns its exit status.
@@ -48,7 +60,10 @@ pub(crate) fn execute(
     tty: bool,
 ) -> Result<u8, CommandError> {
     let machine = host.machine(name)?;
-    let (program, arguments) = argv.split_first().map(|(p, a)| (p.clone(), a)).unwrap_or_default();
+    let (program, arguments) = argv
+        .split_first()
+        .map(|(p, a)| (p.clone(), a))
+        .unwrap_or_default();
     let mut command = machine.command(program).args(arguments);
     for (name, value) in env {
         command = command.env(name, value);
@@ -62,5 +77,9 @@ pub(crate) fn execute(
 /// The exit status as a shell has it: 128 and the signal where one killed it.
 pub(crate) fn code(status: ExitStatus) -> u8 {
     let signalled = || status.signal().map(|signal| 128 + signal);
-    status.code().or_else(signalled).and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+    status
+        .code()
+        .or_else(signalled)
+        .and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(1)
 }

@@ -41,25 +41,42 @@ struct ExplainUnitArgs {
 const ASSUMED_VERSION: u32 = 257;
 
 /// Runs the command.
-pub(crate) fn run(args: &ExplainArgs, global: &Global, out: &mut Output) -> Result<(), CommandError> {
+pub(crate) fn run(
+    args: &ExplainArgs,
+    global: &Global,
+    out: &mut Output,
+) -> Result<(), CommandError> {
     let What::Unit(args) = &args.what;
     let rootfs = match &args.image {
         ImageRef::Host => Rootfs::Host,
-        other => Rootfs::Directory { path: Path::new("/").join(other.to_string()) },
+        other => Rootfs::Directory {
+            path: Path::new("/").join(other.to_string()),
+        },
     };
     let config = args.machine.describe(&args.files, rootfs, false)?;
     let dirs = global.dirs()?;
     let run = dirs.run.join("machines").join(config.name().as_str());
-    let version = nspawn_core::Host::detect_with(dirs).map_or(ASSUMED_VERSION, |host| host.nspawn_version());
+    let version =
+        nspawn_core::Host::detect_with(dirs).map_or(ASSUMED_VERSION, |host| host.nspawn_version());
     let prepared = Prepared {
         root: run.join("root"),
         local: run.join("local"),
         user_range: None,
         link: (config.spec().network == Network::Veth).then(|| format!("nr-{}", config.name())),
     };
-    let mut text = format!("# image {}: read-only, with an overlay on top, at {}\n", args.image, prepared.root.display());
-    text += &shell_line(Path::new("systemd-nspawn"), &argv(&config, &prepared, version));
-    text += &format!("\n\n# {GUEST_DIR}/systemd in the machine, from {}\n", prepared.local.join("systemd").display());
+    let mut text = format!(
+        "# image {}: read-only, with an overlay on top, at {}\n",
+        args.image,
+        prepared.root.display()
+    );
+    text += &shell_line(
+        Path::new("systemd-nspawn"),
+        &argv(&config, &prepared, version),
+    );
+    text += &format!(
+        "\n\n# {GUEST_DIR}/systemd in the machine, from {}\n",
+        prepared.local.join("systemd").display()
+    );
     for (path, entry) in UnitDir::plan(&config).entries() {
         match entry {
             Entry::Mask => text += &format!("{path} -> /dev/null\n"),

@@ -22,11 +22,21 @@ pub(crate) struct KillArgs {
 
 fn signal(text: &str) -> Result<i32, String> {
     if let Ok(number) = text.parse::<i32>() {
-        return if (1..=64).contains(&number) { Ok(number) } else { Err("a signal's number is 1 to 64".into()) };
+        return if (1..=64).contains(&number) {
+            Ok(number)
+        } else {
+            Err("a signal's number is 1 to 64".into())
+        };
     }
     let name = text.to_uppercase();
-    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
-    name.parse::<Signal>().map(|signal| signal as i32).map_err(|_| "no signal has this name; see signal(7)".into())
+    let name = if name.starts_with("SIG") {
+        name
+    } else {
+        format!("SIG{name}")
+    };
+    name.parse::<Signal>()
+        .map(|signal| signal as i32)
+        .map_err(|_| "no signal has this name; see signal(7)".into())
 }
 
 /// Runs the command.
@@ -45,7 +55,14 @@ mod tests {
 
     #[test]
     fn signals_have_names_and_numbers() {
-        let table = [("9", Some(9)), ("term", Some(15)), ("SIGHUP", Some(1)), ("0", None), ("99", None), ("x", None)];
+        let table = [
+            ("9", Some(9)),
+            ("term", Some(15)),
+            ("SIGHUP", Some(1)),
+            ("0", None),
+            ("99", None),
+            ("x", None),
+        ];
         for (text, number) in table {
             assert_eq!(signal(text).ok(), number, "{text}");
         }

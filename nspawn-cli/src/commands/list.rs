@@ -22,27 +22,42 @@ pub(crate) fn run(args: &ListArgs, global: &Global, out: &mut Output) -> Result<
     let host = global.host()?;
     let records = host.machines()?;
     if args.names {
-        let running = records.iter().filter(|record| state(&host, record) != "ended");
-        return out.text(&running.map(|record| format!("{}\n", record.name)).collect::<String>());
+        let running = records
+            .iter()
+            .filter(|record| state(&host, record) != "ended");
+        return out.text(
+            &running
+                .map(|record| format!("{}\n", record.name))
+                .collect::<String>(),
+        );
     }
     match args.format.format {
         Format::Json => out.json(&records),
         Format::Table => {
             let rows: Vec<Vec<String>> = records.iter().map(|record| row(&host, record)).collect();
-            out.table(&["NAME", "STATE", "SINCE", "UNITS", "ADDRESS", "IMAGE"], &rows)
+            out.table(
+                &["NAME", "STATE", "SINCE", "UNITS", "ADDRESS", "IMAGE"],
+                &rows,
+            )
         }
     }
 }
 
 fn row(host: &Host, record: &Record) -> Vec<String> {
     let units: Vec<&str> = record.units.iter().map(|unit| unit.as_str()).collect();
-    let since = record.outcome.as_ref().map_or(record.started_at, |outcome| outcome.ended_at);
+    let since = record
+        .outcome
+        .as_ref()
+        .map_or(record.started_at, |outcome| outcome.ended_at);
     vec![
         record.name.to_string(),
         state(host, record),
         age(now().saturating_sub(since)),
         units.join(" "),
-        record.addresses.as_ref().map_or_else(|| "-".into(), |addresses| addresses.guest_v4.to_string()),
+        record
+            .addresses
+            .as_ref()
+            .map_or_else(|| "-".into(), |addresses| addresses.guest_v4.to_string()),
         record.base.clone(),
     ]
 }

@@ -35,14 +35,29 @@ pub(crate) fn run(args: &LogsArgs, global: &Global, out: &mut Output) -> Result<
     let host = global.host()?;
     let record = host.record(&args.name.name)?;
     if record.phase == Phase::Ended {
-        let path = global.dirs()?.state.join("machines").join(record.name.as_str()).join("journal.txt");
+        let path = global
+            .dirs()?
+            .state
+            .join("machines")
+            .join(record.name.as_str())
+            .join("journal.txt");
         let text = std::fs::read_to_string(&path).map_err(|error| {
-            CommandError::new(Kind::Failure, format!("nothing is kept of the journal of machine {}", record.name))
-                .because(error)
+            CommandError::new(
+                Kind::Failure,
+                format!("nothing is kept of the journal of machine {}", record.name),
+            )
+            .because(error)
         })?;
         let lines: Vec<&str> = text.lines().collect();
-        let from = args.lines.map_or(0, |last| lines.len().saturating_sub(last as usize));
-        out.text(&lines[from..].iter().map(|line| format!("{line}\n")).collect::<String>())?;
+        let from = args
+            .lines
+            .map_or(0, |last| lines.len().saturating_sub(last as usize));
+        out.text(
+            &lines[from..]
+                .iter()
+                .map(|line| format!("{line}\n"))
+                .collect::<String>(),
+        )?;
         return Ok(0);
     }
     let machine = host.machine(&record.name)?;
@@ -56,7 +71,11 @@ pub(crate) fn run(args: &LogsArgs, global: &Global, out: &mut Output) -> Result<
         }
     }
     if !args.all {
-        let units = if args.unit.is_empty() { &record.units } else { &args.unit };
+        let units = if args.unit.is_empty() {
+            &record.units
+        } else {
+            &args.unit
+        };
         options.extend(units.iter().map(|unit| format!("--unit={unit}")));
     }
     match machine.command("journalctl").args(options).status() {

@@ -40,11 +40,20 @@ pub(crate) fn run(args: &MonitorArgs, global: &Global) -> Result<u8, CommandErro
     let grace = Duration::from_secs(order.grace_s);
     let stopper = Arc::clone(&machine);
     signals::watch(Cancel::default(), move |count| {
-        let _ = if count > 1 { stopper.kill() } else { stopper.stop(grace) };
+        let _ = if count > 1 {
+            stopper.kill()
+        } else {
+            stopper.stop(grace)
+        };
     })?;
     let watched = Arc::clone(&machine);
     if order.detached {
-        let units: Vec<UnitName> = order.machine.units.iter().map(|unit| unit.name().clone()).collect();
+        let units: Vec<UnitName> = order
+            .machine
+            .units
+            .iter()
+            .map(|unit| unit.name().clone())
+            .collect();
         let log = journal_file(global, &machine)?;
         std::thread::spawn(move || end_with_units(&watched, &units, grace, &log));
     } else {
@@ -56,7 +65,12 @@ pub(crate) fn run(args: &MonitorArgs, global: &Global) -> Result<u8, CommandErro
 
 /// Where the journal of a detached machine's units is kept after its end.
 pub(crate) fn journal_file(global: &Global, machine: &Machine) -> Result<PathBuf, CommandError> {
-    Ok(global.dirs()?.state.join("machines").join(machine.name().as_str()).join("journal.txt"))
+    Ok(global
+        .dirs()?
+        .state
+        .join("machines")
+        .join(machine.name().as_str())
+        .join("journal.txt"))
 }
 
 fn read_order(path: &Path) -> Result<Order, CommandError> {
@@ -71,7 +85,9 @@ fn read_order(path: &Path) -> Result<Order, CommandError> {
 fn start(order: &Order, global: &Global) -> Result<Machine, CommandError> {
     let config = MachineConfig::try_from(order.machine.clone())?;
     let host = global.host()?;
-    let options = SpawnOptions { keep_record: order.detached };
+    let options = SpawnOptions {
+        keep_record: order.detached,
+    };
     Ok(host.spawn_with(&config, options, Arc::new(NoReport))?)
 }
 
@@ -86,8 +102,13 @@ fn end_with_command(machine: &Machine, grace: Duration) {
 /// Ends the machine when all its units have ended, and notes how they did.
 fn end_with_units(machine: &Machine, units: &[UnitName], grace: Duration, log: &Path) {
     // a bus that does not answer is no reason to end a machine that runs
-    let Ok(Some(results)) = machine.wait_all_ended(units) else { return };
-    let failed = results.iter().find(|result| result.status != 0).or(results.first());
+    let Ok(Some(results)) = machine.wait_all_ended(units) else {
+        return;
+    };
+    let failed = results
+        .iter()
+        .find(|result| result.status != 0)
+        .or(results.first());
     if let Some(result) = failed {
         let _ = machine.set_outcome(result.status, format!("{} {}", result.unit, result.reason));
     }

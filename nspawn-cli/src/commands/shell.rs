@@ -27,7 +27,13 @@ pub(crate) fn run(args: &ShellArgs, global: &Global) -> Result<u8, CommandError>
     let script = "if command -v bash >/dev/null; then exec bash -l; else exec sh -l; fi";
     let argv = ["/bin/sh", "-c", script].map(OsString::from);
     let term = std::env::var("TERM").unwrap_or_else(|_| "xterm".into());
-    execute(&global.host()?, &args.name.name, &argv, &[("TERM".into(), term)], true)
+    execute(
+        &global.host()?,
+        &args.name.name,
+        &argv,
+        &[("TERM".into(), term)],
+        true,
+    )
 }
 
 /// Puts this terminal back as it was when dropped.
@@ -53,12 +59,17 @@ impl Drop for RawMode {
 
 /// Runs a program on a new terminal joined to this command's standard input and output.
 pub(crate) fn on_terminal(command: MachineCommand<'_>) -> Result<u8, CommandError> {
-    let failed = |what: &'static str| move |error: io::Error| CommandError::new(Kind::Failure, what).because(error);
+    let failed = |what: &'static str| {
+        move |error: io::Error| CommandError::new(Kind::Failure, what).because(error)
+    };
     let mut started = command.spawn_on_terminal()?;
     let _raw = RawMode::enter();
     if io::stdin().is_terminal() {
         let _ = started.copy_size(io::stdin());
-        let terminal = started.terminal.try_clone().map_err(failed("cannot open a terminal"))?;
+        let terminal = started
+            .terminal
+            .try_clone()
+            .map_err(failed("cannot open a terminal"))?;
         let mut resized = Signals::new([SIGWINCH]).map_err(failed("cannot watch for signals"))?;
         std::thread::spawn(move || {
             for _ in resized.forever() {
@@ -66,22 +77,35 @@ pub(crate) fn on_terminal(command: MachineCommand<'_>) -> Result<u8, CommandErro
             }
         });
     }
-    let mut input = started.terminal.try_clone().map_err(failed("cannot open a terminal"))?;
+    let mut input = started
+        .terminal
+        .try_clone()
+        .map_err(failed("cannot open a terminal"))?;
     std::thread::spawn(move || {
         let _ = io::copy(&mut io::stdin(), &mut input);
         // end of input is said to a program on a terminal by its end-of-file key
         let _ = input.write_all(&[4]);
     });
-    let mut terminal = started.terminal.try_clone().map_err(failed("cannot open a terminal"))?;
+    let mut terminal = started
+        .terminal
+        .try_clone()
+        .map_err(failed("cannot open a terminal"))?;
     let mut buffer = [0; 8192];
     // the other end's last closing is an error here, EIO, and means the end
     while let Ok(length @ 1..) = terminal.read(&mut buffer) {
         let mut out = io::stdout().lock();
-        if out.write_all(&buffer[..length]).and_then(|()| out.flush()).is_err() {
+        if out
+            .write_all(&buffer[..length])
+            .and_then(|()| out.flush())
+            .is_err()
+        {
             let _ = started.child.kill();
             break;
         }
     }
-    let status = started.child.wait().map_err(failed("cannot wait for the program"))?;
+    let status = started
+        .child
+        .wait()
+        .map_err(failed("cannot wait for the program"))?;
     Ok(code(status))
 }

@@ -23,7 +23,9 @@ pub(crate) struct WaitArgs {
 /// Runs the command and returns the exit status.
 pub(crate) fn run(args: &WaitArgs, global: &Global) -> Result<u8, CommandError> {
     let name = &args.name.name;
-    let outcome = global.host()?.wait_machine(name, Duration::from_secs(args.timeout))?;
+    let outcome = global
+        .host()?
+        .wait_machine(name, Duration::from_secs(args.timeout))?;
     match outcome {
         Some(outcome) => {
             Progress::new(global.quiet).say(&format!("machine {name}: {}", outcome.reason));

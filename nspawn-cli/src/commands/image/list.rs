@@ -26,7 +26,10 @@ pub(crate) fn run(args: &ListArgs, global: &Global, out: &mut Output) -> Result<
         }
         Format::Table => {
             let rows: Vec<Vec<String>> = images.iter().map(row).collect();
-            out.table(&["NAME", "KIND", "SIZE", "ON DISK", "AGE", "USED", "SOURCE"], &rows)
+            out.table(
+                &["NAME", "KIND", "SIZE", "ON DISK", "AGE", "USED", "SOURCE"],
+                &rows,
+            )
         }
     }
 }
@@ -39,7 +42,10 @@ fn kind(image: &StoredImage) -> &'static str {
 }
 
 fn row(image: &StoredImage) -> Vec<String> {
-    let old = SystemTime::now().duration_since(image.created).unwrap_or_default().as_secs();
+    let old = SystemTime::now()
+        .duration_since(image.created)
+        .unwrap_or_default()
+        .as_secs();
     vec![
         image.name.to_string(),
         kind(image).into(),
@@ -52,7 +58,11 @@ fn row(image: &StoredImage) -> Vec<String> {
 }
 
 fn json(image: &StoredImage) -> serde_json::Value {
-    let created = image.created.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let created = image
+        .created
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
     serde_json::json!({
         "name": image.name.to_string(),
         "kind": kind(image),

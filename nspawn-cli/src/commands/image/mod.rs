@@ -38,19 +38,30 @@ pub(crate) fn run(args: &ImageArgs, global: &Global, out: &mut Output) -> Result
 
 /// The proxy that the environment names for a URL, as curl(1) reads it.
 pub(crate) fn proxy(reference: &ImageRef) -> Option<String> {
-    let ImageRef::Url(url) = reference else { return None };
+    let ImageRef::Url(url) = reference else {
+        return None;
+    };
     let host = url.host();
     let get = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let exempt = get("no_proxy").or_else(|| get("NO_PROXY")).unwrap_or_default();
+    let exempt = get("no_proxy")
+        .or_else(|| get("NO_PROXY"))
+        .unwrap_or_default();
     let covers = |entry: &str| {
         let entry = entry.trim().trim_start_matches('.');
-        entry == "*" || (!entry.is_empty() && (host == entry || host.ends_with(&format!(".{entry}"))))
+        entry == "*"
+            || (!entry.is_empty() && (host == entry || host.ends_with(&format!(".{entry}"))))
     };
     if exempt.split(',').any(covers) {
         return None;
     }
     // upper-case HTTP_PROXY is not read: a web server sets it from a request's header
     let secure = url.to_string().starts_with("https:");
-    let by_scheme = if secure { get("https_proxy").or_else(|| get("HTTPS_PROXY")) } else { get("http_proxy") };
-    by_scheme.or_else(|| get("all_proxy")).or_else(|| get("ALL_PROXY"))
+    let by_scheme = if secure {
+        get("https_proxy").or_else(|| get("HTTPS_PROXY"))
+    } else {
+        get("http_proxy")
+    };
+    by_scheme
+        .or_else(|| get("all_proxy"))
+        .or_else(|| get("ALL_PROXY"))
 }

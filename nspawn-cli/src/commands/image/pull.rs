@@ -34,6 +34,8 @@ pub(crate) fn run(args: &PullArgs, global: &Global, out: &mut Output) -> Result<
     options.proxy = super::proxy(&args.image);
     options.cancel = Cancel::default();
     signals::watch(options.cancel.clone(), |_| {})?;
-    let image = global.store()?.pull(&args.image, &options, &mut Progress::new(global.quiet))?;
+    let image = global
+        .store()?
+        .pull(&args.image, &options, &mut Progress::new(global.quiet))?;
     out.text(&format!("{}\n", image.path().display()))
 }

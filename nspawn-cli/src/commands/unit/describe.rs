@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use nspawn_core::{
-    Bind, ConfigError, MachineConfig, MachineError, MachineName, Network, Rootfs, UnitFile, UnitName, UserNamespace,
+    Bind, ConfigError, MachineConfig, MachineError, MachineName, Network, Rootfs, UnitFile,
+    UnitName, UserNamespace,
 };
 
 use crate::error::{CommandError, Kind};
@@ -68,7 +69,10 @@ impl MachineArgs {
         rootfs: Rootfs,
         with_rootfs: bool,
     ) -> Result<MachineConfig, CommandError> {
-        let units = files.iter().map(|file| load(file)).collect::<Result<Vec<_>, _>>()?;
+        let units = files
+            .iter()
+            .map(|file| load(file))
+            .collect::<Result<Vec<_>, _>>()?;
         let name = match (&self.name, units.first()) {
             (Some(name), _) => name.clone(),
             (None, Some(unit)) => MachineName::derive(unit.name().stem()).ok_or_else(|| {
@@ -106,7 +110,9 @@ impl MachineArgs {
         }
         builder.build().map_err(|error| {
             let hint = match &error {
-                ConfigError::Template(unit, example) => Some(format!("give {example} in place of {unit}")),
+                ConfigError::Template(unit, example) => {
+                    Some(format!("give {example} in place of {unit}"))
+                }
                 ConfigError::PersistHost => Some("give an --image, or leave --persist out".into()),
                 _ => None,
             };
@@ -118,7 +124,11 @@ impl MachineArgs {
 
 fn load(file: &Path) -> Result<UnitFile, CommandError> {
     UnitFile::load(file).map_err(|error| {
-        let kind = if matches!(error, MachineError::Path { .. }) { Some(Kind::Usage) } else { None };
+        let kind = if matches!(error, MachineError::Path { .. }) {
+            Some(Kind::Usage)
+        } else {
+            None
+        };
         let hint = error.hint();
         match (kind, error) {
             (Some(kind), MachineError::Path { path, source, .. }) => {
@@ -139,7 +149,9 @@ fn environment(text: &str) -> Result<(String, String), CommandError> {
         Ok(value) => Ok((text.to_owned(), value)),
         Err(error) => {
             let message = format!("--env {text}: the variable has no value here");
-            Err(CommandError::new(Kind::Usage, message).because(error).hint("write --env NAME=VALUE"))
+            Err(CommandError::new(Kind::Usage, message)
+                .because(error)
+                .hint("write --env NAME=VALUE"))
         }
     }
 }
@@ -150,8 +162,17 @@ fn bind(text: &str, read_only: bool) -> Result<Bind, CommandError> {
         Some((host, guest)) => (host, guest),
         None => (text, text),
     };
-    let failed = |error| CommandError::new(Kind::Usage, format!("cannot bind {host}")).because(error);
+    let failed =
+        |error| CommandError::new(Kind::Usage, format!("cannot bind {host}")).because(error);
     let host_path = std::fs::canonicalize(host).map_err(failed)?;
-    let guest_path = if guest == host { host_path.clone() } else { PathBuf::from(guest) };
-    Ok(Bind { host_path, guest_path, read_only })
+    let guest_path = if guest == host {
+        host_path.clone()
+    } else {
+        PathBuf::from(guest)
+    };
+    Ok(Bind {
+        host_path,
+        guest_path,
+        read_only,
+    })
 }

@@ -17,7 +17,12 @@ pub(super) struct Follower {
 
 impl Follower {
     pub(super) fn new(name: MachineName, units: Vec<UnitName>) -> Self {
-        Self { name, units, cursor: Arc::default(), running: None }
+        Self {
+            name,
+            units,
+            cursor: Arc::default(),
+            running: None,
+        }
     }
 
     /// Starts following, where it has not begun yet.
@@ -27,7 +32,9 @@ impl Follower {
         if self.running.is_some() {
             return;
         }
-        let Ok(journal) = machine.journal(&self.units, None, true) else { return };
+        let Ok(journal) = machine.journal(&self.units, None, true) else {
+            return;
+        };
         let closer = journal.closer();
         let cursor = Arc::clone(&self.cursor);
         let builder = std::thread::Builder::new().name(format!("journal-{}", self.name));
@@ -47,7 +54,11 @@ impl Follower {
             result = thread.join().unwrap_or(Ok(()));
         }
         if alive && result.is_ok() {
-            let after = self.cursor.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let after = self
+                .cursor
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
             if let Ok(journal) = machine.journal(&self.units, after.as_deref(), false) {
                 result = print(journal, &self.cursor);
             }

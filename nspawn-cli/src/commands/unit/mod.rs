@@ -24,6 +24,9 @@ use follow::Follower;
 /// Journal lines shown of a unit that failed.
 const TAIL_LINES: u32 = 20;
 
+/// How long a machine whose systemd does not answer may take to shut down.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
 /// Run units in a machine of their own
 ///
 /// Boots systemd in a machine made from IMAGE, with the unit files on its unit path, and waits until every unit is
@@ -67,18 +70,28 @@ pub(crate) struct ImageOptions {
 /// Runs the command and returns the exit status.
 pub(crate) fn run(args: &UnitArgs, global: &Global) -> Result<u8, CommandError> {
     let mut progress = Progress::new(global.quiet);
-    let config = args.machine.describe(&args.files, nspawn_core::Rootfs::Host, false)?;
+    let config = args
+        .machine
+        .describe(&args.files, nspawn_core::Rootfs::Host, false)?;
     let host = global.host()?;
     refuse_taken(&host, config.name())?;
     let cancel = Cancel::default();
-    watch_signals(&host, config.name().clone(), &cancel, Duration::from_secs(args.stop_timeout))?;
+    let units: Vec<UnitName> = config.unit_names().cloned().collect();
+    watch_signals(&host, config.name().clone(), units.clone(), &cancel)?;
     let started = Instant::now();
     // the image stays locked in the store for as long as the machine may need it
     let (rootfs, _image) = rootfs::prepare(&args.image, global, &cancel, &mut progress)?;
     let config = args.machine.describe(&args.files, rootfs, true)?;
-    let units: Vec<UnitName> = config.unit_names().cloned().collect();
-    progress.say(&format!("starting machine {} from {}", config.name(), config.spec().rootfs.describe()));
-    let order = Order { machine: config.spec().clone(), detached: args.detach, grace_s: args.stop_timeout };
+    progress.say(&format!(
+        "starting machine {} from {}",
+        config.name(),
+        config.spec().rootfs.describe()
+    ));
+    let order = Order {
+        machine: config.spec().clone(),
+        detached: args.detach,
+        grace_s: args.stop_timeout,
+    };
     let within = Duration::from_secs(args.timeout);
     let mut notices = 0;
     let launched = launch(&host, &config, &order, within, |record| {
@@ -87,7 +100,11 @@ pub(crate) fn run(args: &UnitArgs, global: &Global) -> Result<u8, CommandError> 
         }
         notices = record.notices.len();
         if record.phase == Phase::Starting {
-            progress.waiting(if record.status.is_empty() { "starting" } else { &record.status });
+            progress.waiting(if record.status.is_empty() {
+                "starting"
+            } else {
+                &record.status
+            });
         }
     });
     let launched = launched.map_err(|error| signals::interrupted().unwrap_or(error))?;
@@ -110,28 +127,42 @@ fn refuse_taken(host: &nspawn_core::Host, name: &MachineName) -> Result<(), Comm
     }
 }
 
-/// The first signal stops the machine in order, the second kills it.
+/// The first signal stops the units, and with them the machine; the second kills it.
 fn watch_signals(
     host: &nspawn_core::Host,
     name: MachineName,
+    units: Vec<UnitName>,
     cancel: &Cancel,
-    grace: Duration,
 ) -> Result<(), CommandError> {
     let host = host.clone();
     signals::watch(cancel.clone(), move |count| {
-        let Ok(machine) = host.machine(&name) else { return };
+        let Ok(machine) = host.machine(&name) else {
+            return;
+        };
         if count > 1 {
             let _ = machine.kill();
             return;
         }
         // a thread of its own, so that the second signal is heard meanwhile
-        std::thread::spawn(move || machine.stop(grace));
+        let units = units.clone();
+        std::thread::spawn(move || {
+            // the command sees them end, prints their last words and stops the machine
+            let stopped = units.iter().try_for_each(|unit| machine.stop_unit(unit));
+            if stopped.is_err() {
+                let _ = machine.stop(STOP_WITHIN);
+            }
+        });
     })
 }
 
 fn say_addresses(machine: &Machine, progress: &mut Progress) {
     if let Some(addresses) = machine.record().ok().and_then(|record| record.addresses) {
-        progress.say(&format!("machine {} has {} and {}", machine.name(), addresses.guest_v4, addresses.guest_v6));
+        progress.say(&format!(
+            "machine {} has {} and {}",
+            machine.name(),
+            addresses.guest_v4,
+            addresses.guest_v6
+        ));
     }
 }
 
@@ -151,7 +182,10 @@ fn detached(
         return Err(error);
     }
     Output::stdout().text(&format!("{}\n", machine.name()))?;
-    progress.say(&format!("see it with: nspawn-run logs {0} -f; end it with: nspawn-run stop {0}", machine.name()));
+    progress.say(&format!(
+        "see it with: nspawn-run logs {0} -f; end it with: nspawn-run stop {0}",
+        machine.name()
+    ));
     Ok(0)
 }
 
@@ -204,9 +238,14 @@ fn exit_status(
         let outcome = machine.record().ok().and_then(|record| record.outcome);
         return match outcome {
             Some(outcome) if outcome.status == 0 => Ok(0),
-            Some(outcome) => Err(CommandError::new(Kind::Payload(outcome.status), format!("machine {}: {}", machine.name(), outcome.reason))),
+            Some(outcome) => Err(CommandError::new(
+                Kind::Payload(outcome.status),
+                format!("machine {}: {}", machine.name(), outcome.reason),
+            )),
             None => {
-                machine.wait(Duration::from_secs(30)).map_err(CommandError::from)?;
+                machine
+                    .wait(Duration::from_secs(30))
+                    .map_err(CommandError::from)?;
                 progress.say(&format!("machine {} was shut down", machine.name()));
                 Ok(0)
             }
@@ -218,7 +257,10 @@ fn exit_status(
     match results.iter().find(|result| result.status != 0) {
         None => Ok(0),
         Some(failed) => {
-            let error = CommandError::new(Kind::Payload(failed.status), format!("{} {}", failed.unit, failed.reason));
+            let error = CommandError::new(
+                Kind::Payload(failed.status),
+                format!("{} {}", failed.unit, failed.reason),
+            );
             Err(with_journal(error, machine, &failed.unit))
         }
     }
@@ -235,14 +277,25 @@ fn wait_active(
     progress: &mut Progress,
     begun: &mut dyn FnMut(bool),
 ) -> Result<(), MachineError> {
-    let left = within.saturating_sub(started.elapsed()).max(Duration::from_secs(1));
+    let left = within
+        .saturating_sub(started.elapsed())
+        .max(Duration::from_secs(1));
     let mut told = vec![String::new(); units.len()];
     let result = machine.wait_all_active(units, left, |states| {
-        begun(states.iter().any(|state| state.has_run || state.main_pid > 0));
+        begun(
+            states
+                .iter()
+                .any(|state| state.has_run || state.main_pid > 0),
+        );
         let waiting: Vec<String> = states
             .iter()
             .filter(|state| !matches!(state.active_state.as_str(), "active" | "reloading"))
-            .map(|state| format!("{} is {} ({})", state.name, state.active_state, state.sub_state))
+            .map(|state| {
+                format!(
+                    "{} is {} ({})",
+                    state.name, state.active_state, state.sub_state
+                )
+            })
             .collect();
         progress.waiting(&waiting.join(", "));
         for (told, state) in told.iter_mut().zip(states) {
@@ -267,14 +320,21 @@ fn failed_unit(machine: &Machine, error: MachineError) -> CommandError {
     match &error {
         MachineError::UnitFailed { unit, .. } => {
             let unit = unit.clone();
-            let status = machine.wait_all_ended(std::slice::from_ref(&unit)).ok().flatten();
+            let status = machine
+                .wait_all_ended(std::slice::from_ref(&unit))
+                .ok()
+                .flatten();
             let status = status.and_then(|results| results.first().map(|result| result.status));
-            let error = CommandError::new(Kind::Payload(status.unwrap_or(1).max(1)), error.to_string());
+            let error =
+                CommandError::new(Kind::Payload(status.unwrap_or(1).max(1)), error.to_string());
             with_journal(error, machine, &unit)
         }
         MachineError::Deadline { .. } => {
             let mut command_error = CommandError::from(error);
-            let units = machine.record().map(|record| record.units).unwrap_or_default();
+            let units = machine
+                .record()
+                .map(|record| record.units)
+                .unwrap_or_default();
             for unit in &units {
                 if let Ok(state) = machine.unit_state(unit) {
                     let line = format!("{unit} is {} ({})", state.active_state, state.sub_state);

@@ -34,15 +34,20 @@ pub(super) fn prepare(
 ) -> Result<(Rootfs, Option<Image>), CommandError> {
     if *options.reference() == ImageRef::Host {
         if options.checksum.is_some() {
-            return Err(CommandError::new(Kind::Usage, "image `host` has no bytes to compare with --checksum")
-                .hint("name an image with --image"));
+            return Err(CommandError::new(
+                Kind::Usage,
+                "image `host` has no bytes to compare with --checksum",
+            )
+            .hint("name an image with --image"));
         }
         return Ok((Rootfs::Host, None));
     }
     let store = global.store()?;
     let image = store.pull(options.reference(), &options.pull_options(cancel), progress)?;
     let rootfs = match image.kind() {
-        ImageKind::Tree => Rootfs::Directory { path: image.path().to_owned() },
+        ImageKind::Tree => Rootfs::Directory {
+            path: image.path().to_owned(),
+        },
         ImageKind::Disk => {
             let root = image.root_partition()?;
             Rootfs::Disk {
