@@ -68,32 +68,15 @@ pub(crate) fn assemble(
         fs::create_dir_all(dir).at("make", dir)?;
     }
     let owner = id_map.map_or(0, |map| map.range.base());
-    let links = config.spec().network == Network::Veth;
-    match &config.spec().rootfs {
+    let base_name = match &config.spec().rootfs {
         Rootfs::Host => {
             volatile_root(&root, id_map)?;
-            if links {
-                write_file(
-                    &root,
-                    network::GUEST_NETWORK_FILE,
-                    network::GUEST_NETWORK,
-                    owner,
-                )?;
-            }
+            write_own_files(config, &root, owner)?;
             return Ok(root);
         }
         Rootfs::Directory { path } => {
-            if !is_os_tree(path) {
-                let what = format!(
-                    "{} holds no operating system (no os-release)",
-                    path.display()
-                );
-                return Err(MachineError::Rootfs {
-                    what,
-                    source: io::ErrorKind::InvalidData.into(),
-                });
-            }
             bind_base(path, &base, id_map)?;
+            path
         }
         Rootfs::Disk {
             image,
@@ -105,28 +88,22 @@ pub(crate) fn assemble(
             if id_map.is_some() {
                 bind_base(&base, &base, id_map)?;
             }
-            if !is_os_tree(&base) {
-                let what = format!(
-                    "{} holds no operating system (no os-release)",
-                    image.display()
-                );
-                return Err(MachineError::Rootfs {
-                    what,
-                    source: io::ErrorKind::InvalidData.into(),
-                });
-            }
+            image
         }
+    };
+    if !is_os_tree(&base) {
+        let what = format!(
+            "{} holds no operating system (no os-release)",
+            base_name.display()
+        );
+        return Err(MachineError::Rootfs {
+            what,
+            source: io::ErrorKind::InvalidData.into(),
+        });
     }
     let layer = places.run.join("layer");
     make_dir(&layer, owner)?;
-    if links {
-        write_file(
-            &layer,
-            network::GUEST_NETWORK_FILE,
-            network::GUEST_NETWORK,
-            owner,
-        )?;
-    }
+    write_own_files(config, &layer, owner)?;
     overlay(
         &[&layer, &base],
         places,
@@ -135,6 +112,21 @@ pub(crate) fn assemble(
         owner,
     )?;
     Ok(root)
+}
+
+/// Writes the files that a machine gets beside those of its image.
+fn write_own_files(config: &MachineConfig, root: &Path, owner: u32) -> Result<(), MachineError> {
+    // the image's own name would be that of all machines made from it
+    write_file(root, "etc/hostname", &format!("{}\n", config.name()), owner)?;
+    if config.spec().network == Network::Veth {
+        write_file(
+            root,
+            network::GUEST_NETWORK_FILE,
+            network::GUEST_NETWORK,
+            owner,
+        )?;
+    }
+    Ok(())
 }
 
 /// Writes a file below `root` with the folders on the way to it.
