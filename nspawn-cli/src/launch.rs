@@ -60,7 +60,6 @@ pub(crate) fn launch(
 ) -> Result<Launched, CommandError> {
     host.clear_ended(config.name())?;
     let order_file = write_order(host, order)?;
-    let report_file = report_file(&order_file);
     let on_systemd = order.detached && host.init_is_systemd();
     let mut command = monitor_command(host, config, &order_file, on_systemd)?;
     let started = command.spawn().map_err(|error| {
@@ -78,11 +77,9 @@ pub(crate) fn launch(
     if on_systemd {
         let status = child.wait();
         if !status.as_ref().is_ok_and(std::process::ExitStatus::success) {
-            let _ = std::fs::remove_file(&order_file);
             let message = "the host's systemd did not start the machine's service";
-            return Err(
-                CommandError::new(Kind::Failure, message).hint("`systemctl --failed` shows why")
-            );
+            let error = CommandError::new(Kind::Failure, message).hint("`journalctl -e` shows why");
+            return Err(take_report(&order_file).unwrap_or(error));
         }
     } else {
         owner = nspawn_core::ProcessId::of(child.id()).and_then(|process| process.open().ok());
@@ -108,19 +105,43 @@ pub(crate) fn launch(
                 drop(monitor.lifeline.take());
                 let _ = monitor.child.wait();
             }
-            let reported = std::fs::read(&report_file)
-                .ok()
-                .and_then(|bytes| serde_json::from_slice(&bytes).ok());
-            let _ = std::fs::remove_file(&report_file);
-            let _ = std::fs::remove_file(&order_file);
-            Err(reported.unwrap_or_else(|| error.into()))
+            Err(take_report(&order_file).unwrap_or_else(|| error.into()))
         }
     }
 }
 
+/// Reads what the monitor reported, and removes what it was handed.
+fn take_report(order_file: &Path) -> Option<CommandError> {
+    let report_file = report_file(order_file);
+    let report = std::fs::read(&report_file)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let _ = std::fs::remove_file(&report_file);
+    let _ = std::fs::remove_file(order_file);
+    report
+}
+
 /// Where the monitor says why it could not start the machine.
-pub(crate) fn report_file(order_file: &Path) -> PathBuf {
+fn report_file(order_file: &Path) -> PathBuf {
     order_file.with_extension("report")
+}
+
+/// Tells the host's systemd that the machine was started, where it asked to be told. Source: sd_notify(3).
+pub(crate) fn tell_started() {
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    let Some(path) = std::env::var("NOTIFY_SOCKET")
+        .ok()
+        .filter(|path| !path.is_empty())
+    else {
+        return;
+    };
+    let address = match path.strip_prefix('@') {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&path),
+    };
+    // a systemd that does not hear it ends the service, which the command reports
+    let _ = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address));
 }
 
 /// Writes an error for the command that waits.
@@ -166,7 +187,7 @@ fn monitor_command(
     let mut command = if on_systemd {
         let mut command = Command::new("systemd-run");
         command
-            .args(["--quiet", "--collect", "--service-type=exec"])
+            .args(["--quiet", "--collect", "--service-type=notify"])
             .arg(format!("--unit=nspawn-run-{}.service", config.name()))
             .arg(format!(
                 "--description=Machine {} of nspawn-run",

@@ -114,7 +114,9 @@ impl Host {
         let mut keep =
             |check: HostCheck| problems.extend(check.problem.filter(|problem| problem.fatal));
         keep(check_root());
-        keep(check_capabilities());
+        if is_root() {
+            keep(check_capabilities());
+        }
         let (nspawn_check, nspawn) = check_nspawn();
         keep(nspawn_check);
         let (cgroup_check, cgroups) = check_cgroups();
@@ -144,16 +146,20 @@ impl Host {
             },
             problem: None,
         };
-        vec![
-            check_root(),
-            check_capabilities(),
+        let mut checks = vec![check_root()];
+        if is_root() {
+            // without root they are missing anyway
+            checks.push(check_capabilities());
+        }
+        checks.extend([
             check_nspawn().0,
             init,
             check_cgroups().0,
             check_filesystem("overlay"),
             check_loop(),
             check_user_namespaces(),
-        ]
+        ]);
+        checks
     }
 
     /// The version of systemd-nspawn: 252 of "systemd 252 (252.39)".
@@ -210,6 +216,10 @@ fn bad(
             fatal,
         }),
     }
+}
+
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
 }
 
 fn check_root() -> HostCheck {

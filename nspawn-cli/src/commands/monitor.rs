@@ -11,7 +11,7 @@ use nspawn_image::Cancel;
 
 use crate::cli::Global;
 use crate::error::{CommandError, Kind};
-use crate::launch::{Order, report};
+use crate::launch::{Order, report, tell_started};
 use crate::signals;
 
 /// Long enough to mean "until it ends".
@@ -37,6 +37,7 @@ pub(crate) fn run(args: &MonitorArgs, global: &Global) -> Result<u8, CommandErro
             return Err(error);
         }
     };
+    tell_started();
     let grace = Duration::from_secs(order.grace_s);
     let stopper = Arc::clone(&machine);
     signals::watch(Cancel::default(), move |count| {
