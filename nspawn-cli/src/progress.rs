@@ -77,7 +77,10 @@ impl Reporter for Progress {
         let what = total
             .map(|total| format!(" ({})", size(total)))
             .unwrap_or_default();
-        self.say(&format!("{} {subject}{what}", kind.verb()));
+        if kind != StepKind::Publish {
+            // it is over in a moment, and its subject is a name of ours
+            self.say(&format!("{} {subject}{what}", kind.verb()));
+        }
         let bar = self.bars.as_ref().map(|bars| {
             let bar = bars.add(total.map_or_else(ProgressBar::new_spinner, ProgressBar::new));
             let template = match total {

@@ -92,6 +92,8 @@ pub struct MachineSpec {
     pub name: String,
     /// What the root file system is made from.
     pub rootfs: Rootfs,
+    /// What people call that, such as the image's URL; its path where this is empty.
+    pub label: String,
     /// Whether changes to the root file system outlive the machine.
     pub persist: bool,
     /// Units to start.
@@ -169,6 +171,7 @@ impl MachineConfig {
         MachineBuilder {
             spec: MachineSpec {
                 name: name.as_str().to_owned(),
+                label: rootfs.describe(),
                 rootfs,
                 persist: false,
                 units: Vec::new(),
@@ -238,6 +241,13 @@ impl MachineBuilder {
     #[must_use]
     pub fn persist(mut self, persist: bool) -> Self {
         self.spec.persist = persist;
+        self
+    }
+
+    /// Sets what people call the image; shown in listings.
+    #[must_use]
+    pub fn label(mut self, label: impl Into<String>) -> Self {
+        self.spec.label = label.into();
         self
     }
 

@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, fchown};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -18,6 +18,7 @@ use crate::cgroup::Cgroup;
 use crate::error::{MachineError, PathContext as _, SystemContext as _};
 use crate::machine::Machine;
 use crate::sys::{self, GuestEntry};
+use crate::user_range::UserRange;
 
 /// Where programs are looked for inside a machine.
 const GUEST_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -180,14 +181,14 @@ impl MachineCommand<'_> {
     ///
     /// As [`spawn`](Self::spawn).
     pub fn spawn_on_terminal(mut self) -> Result<TerminalChild, MachineError> {
-        let (outer, inner) = sys::open_pty().doing("open a terminal")?;
+        let (outer, inner) = guest_terminal(self.machine)?;
         let copy = |fd: &OwnedFd| fd.try_clone().doing("open a terminal");
         self.stdin = Some(copy(&inner)?.into());
         self.stdout = Some(copy(&inner)?.into());
         self.stderr = Some(inner.into());
         Ok(TerminalChild {
             child: self.start(true)?,
-            terminal: outer.into(),
+            terminal: outer,
         })
     }
 
@@ -251,6 +252,24 @@ pub(crate) fn connect(
             Err(io::ErrorKind::Other.into())
         }
     })
+}
+
+/// Opens a terminal of the machine's own, so that programs inside find it in `/dev/pts`.
+fn guest_terminal(machine: &Machine) -> Result<(File, OwnedFd), MachineError> {
+    let path = Path::new("/proc")
+        .join(machine.leader().pid.to_string())
+        .join("root/dev/pts/ptmx");
+    let outer = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOCTTY | libc::O_CLOEXEC)
+        .open(&path)
+        .at("open", &path)?;
+    let inner = sys::open_pty_peer(outer.as_fd()).doing("open a terminal")?;
+    // it belongs to whoever opened it; the machine's root must be able to open it again
+    let owner = machine.record()?.user_range.map_or(0, UserRange::base);
+    fchown(&inner, Some(owner), Some(owner)).doing("give a terminal away")?;
+    Ok((outer, inner))
 }
 
 /// Opens what a process needs to enter the machine.

@@ -70,6 +70,8 @@ pub struct Record {
     pub leader: Option<ProcessId>,
     /// What the root file system is made from.
     pub base: String,
+    /// What people call that.
+    pub label: String,
     /// The units that were asked for.
     pub units: Vec<UnitName>,
     /// The machine's addresses.

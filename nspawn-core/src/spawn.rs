@@ -182,6 +182,7 @@ impl Host {
             supervisor: None,
             leader: None,
             base,
+            label: spec.label.clone(),
             units: config.unit_names().cloned().collect(),
             addresses,
             user_range,

@@ -319,36 +319,26 @@ pub(crate) fn connect_and_end(
     unsafe { command.pre_exec(hook) };
 }
 
-/// Opens a new pseudo terminal: the side to read and write, and the path of the other.
+/// Readies a pseudo terminal and opens its other side; `multiplexer` is an open `ptmx`.
 ///
 /// # Errors
 ///
-/// What the kernel says. Source: pts(4).
-pub(crate) fn open_pty() -> io::Result<(OwnedFd, OwnedFd)> {
-    // SAFETY: the call takes flags by value.
-    let raw: RawFd = unsafe { libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) };
-    if raw < 0 {
+/// What the kernel says. Source: pts(4), ioctl_tty(2) `TIOCGPTPEER`, Linux 4.13.
+pub(crate) fn open_pty_peer(multiplexer: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let raw = multiplexer.as_raw_fd();
+    let unlocked: libc::c_int = 0;
+    // SAFETY: the argument is an integer that the request reads, alive for the call.
+    if unsafe { libc::ioctl(raw, libc::TIOCSPTLCK, &raw const unlocked) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel just returned this descriptor; nothing else owns it.
-    let master = unsafe { OwnedFd::from_raw_fd(raw) };
-    // SAFETY: both take the descriptor by value and touch none of our memory.
-    if unsafe { libc::grantpt(raw) < 0 || libc::unlockpt(raw) < 0 } {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: TIOCGPTPEER takes flags by value and returns a new descriptor or -1.
-    let peer = unsafe {
-        libc::ioctl(
-            raw,
-            libc::TIOCGPTPEER,
-            libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC,
-        )
-    };
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: the request takes flags by value and returns a new descriptor or -1.
+    let peer: RawFd = unsafe { libc::ioctl(raw, libc::TIOCGPTPEER, flags) };
     if peer < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel just returned this descriptor; nothing else owns it.
-    Ok((master, unsafe { OwnedFd::from_raw_fd(peer) }))
+    Ok(unsafe { OwnedFd::from_raw_fd(peer) })
 }
 
 /// Gives a terminal the size of another: columns and rows.

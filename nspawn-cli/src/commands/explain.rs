@@ -53,7 +53,7 @@ pub(crate) fn run(
             path: Path::new("/").join(other.to_string()),
         },
     };
-    let config = args.machine.describe(&args.files, rootfs, false)?;
+    let config = args.machine.describe(&args.files, rootfs, None)?;
     let dirs = global.dirs()?;
     let run = dirs.run.join("machines").join(config.name().as_str());
     let version =

@@ -58,7 +58,7 @@ fn row(host: &Host, record: &Record) -> Vec<String> {
             .addresses
             .as_ref()
             .map_or_else(|| "-".into(), |addresses| addresses.guest_v4.to_string()),
-        record.base.clone(),
+        record.label.clone(),
     ]
 }
 

@@ -89,7 +89,7 @@ fn describe(record: &Record, state: &str, units: &[UnitState]) -> String {
             format!("{} ago: {}", since(outcome.ended_at), outcome.reason),
         ));
     }
-    lines.push(("image", record.base.clone()));
+    lines.push(("image", record.label.clone()));
     if let Some(leader) = record.leader.filter(|_| record.phase != Phase::Ended) {
         lines.push(("leader", format!("PID {}", leader.pid)));
     }

@@ -8,6 +8,8 @@ use nspawn_core::{
     UnitName, UserNamespace,
 };
 
+use nspawn_image::ImageRef;
+
 use crate::error::{CommandError, Kind};
 
 /// What the machine is to be.
@@ -62,12 +64,12 @@ enum UsersArg {
 impl MachineArgs {
     /// Reads the unit files and describes the machine.
     ///
-    /// Before the image is there, `with_rootfs` is `false` and only what does not depend on it is checked.
+    /// Before the image is there, `image` is `None` and only what does not depend on it is checked.
     pub(crate) fn describe(
         &self,
         files: &[PathBuf],
         rootfs: Rootfs,
-        with_rootfs: bool,
+        image: Option<&ImageRef>,
     ) -> Result<MachineConfig, CommandError> {
         let units = files
             .iter()
@@ -82,7 +84,7 @@ impl MachineArgs {
             (None, None) => return Err(CommandError::new(Kind::Usage, "no unit file was given")),
         };
         let mut builder = MachineConfig::builder(name, rootfs)
-            .persist(with_rootfs && self.persist)
+            .persist(image.is_some() && self.persist)
             .network(match self.network {
                 NetworkArg::Host => Network::Host,
                 NetworkArg::None => Network::None,
@@ -93,6 +95,9 @@ impl MachineArgs {
                 UsersArg::Yes => UserNamespace::Yes,
                 UsersArg::No => UserNamespace::No,
             });
+        if let Some(image) = image.filter(|image| **image != ImageRef::Host) {
+            builder = builder.label(image.to_string());
+        }
         for unit in units {
             builder = builder.unit(unit);
         }

@@ -72,7 +72,7 @@ pub(crate) fn run(args: &UnitArgs, global: &Global) -> Result<u8, CommandError> 
     let mut progress = Progress::new(global.quiet);
     let config = args
         .machine
-        .describe(&args.files, nspawn_core::Rootfs::Host, false)?;
+        .describe(&args.files, nspawn_core::Rootfs::Host, None)?;
     let host = global.host()?;
     refuse_taken(&host, config.name())?;
     let cancel = Cancel::default();
@@ -81,11 +81,13 @@ pub(crate) fn run(args: &UnitArgs, global: &Global) -> Result<u8, CommandError> 
     let started = Instant::now();
     // the image stays locked in the store for as long as the machine may need it
     let (rootfs, _image) = rootfs::prepare(&args.image, global, &cancel, &mut progress)?;
-    let config = args.machine.describe(&args.files, rootfs, true)?;
+    let config = args
+        .machine
+        .describe(&args.files, rootfs, Some(args.image.reference()))?;
     progress.say(&format!(
         "starting machine {} from {}",
         config.name(),
-        config.spec().rootfs.describe()
+        config.spec().label
     ));
     let order = Order {
         machine: config.spec().clone(),
