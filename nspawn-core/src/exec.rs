@@ -36,6 +36,7 @@ pub struct MachineCommand<'a> {
     stdin: Option<Stdio>,
     stdout: Option<Stdio>,
     stderr: Option<Stdio>,
+    ends_with_caller: bool,
 }
 
 /// A program that runs inside a machine on a terminal of its own.
@@ -85,6 +86,7 @@ impl Machine {
             stdin: None,
             stdout: None,
             stderr: None,
+            ends_with_caller: false,
         }
     }
 
@@ -146,6 +148,13 @@ impl MachineCommand<'_> {
         self
     }
 
+    /// Asks the program to end, by SIGTERM, when the thread that starts it ends, killed or not.
+    #[must_use]
+    pub fn end_with_caller(mut self) -> Self {
+        self.ends_with_caller = true;
+        self
+    }
+
     /// Starts the program.
     ///
     /// # Errors
@@ -200,7 +209,11 @@ impl MachineCommand<'_> {
         if machine.has_ended() {
             return Err(gone());
         }
-        let entry = entry(machine, terminal)?;
+        let entry = GuestEntry {
+            terminal,
+            ends_with_caller: self.ends_with_caller,
+            ..entry(machine)?
+        };
         let mut command = Command::new(&self.program);
         command.args(&self.args).env_clear().envs(self.env);
         for (stdio, set) in [
@@ -243,7 +256,7 @@ pub(crate) fn connect(
         socket(AddressFamily::Unix, SockType::Stream, flags, None).doing("make a socket")?;
     let mut command = Command::new("/");
     let shared = socket.try_clone().doing("make a socket")?;
-    sys::connect_and_end(&mut command, entry(machine, false)?, shared, address);
+    sys::connect_and_end(&mut command, entry(machine)?, shared, address);
     Ok(match command.spawn() {
         Err(error) if error.raw_os_error() == Some(sys::CONNECTED) => Ok(socket.into()),
         Err(error) => Err(error),
@@ -273,7 +286,7 @@ fn guest_terminal(machine: &Machine) -> Result<(File, OwnedFd), MachineError> {
 }
 
 /// Opens what a process needs to enter the machine.
-fn entry(machine: &Machine, terminal: bool) -> Result<GuestEntry, MachineError> {
+fn entry(machine: &Machine) -> Result<GuestEntry, MachineError> {
     let proc = Path::new("/proc").join(machine.leader().pid.to_string());
     let root_path = proc.join("root");
     let root = File::options()
@@ -309,6 +322,7 @@ fn entry(machine: &Machine, terminal: bool) -> Result<GuestEntry, MachineError> 
         root: root.into(),
         namespaces,
         cgroup_procs,
-        terminal,
+        terminal: false,
+        ends_with_caller: false,
     })
 }

@@ -197,6 +197,8 @@ pub(crate) struct GuestEntry {
     pub(crate) cgroup_procs: Option<OwnedFd>,
     /// Whether standard input is a terminal that becomes the controlling one.
     pub(crate) terminal: bool,
+    /// Whether the end of the calling thread asks the process to end.
+    pub(crate) ends_with_caller: bool,
 }
 
 impl GuestEntry {
@@ -208,6 +210,9 @@ impl GuestEntry {
     fn enter(&self) -> io::Result<()> {
         nix::sched::setns(self.leader.as_fd(), CloneFlags::CLONE_NEWPID)?;
         nix::unistd::setsid()?;
+        if self.ends_with_caller {
+            nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)?;
+        }
         // blocked from before the child is there, so that its end is not missed
         let before = nix::sys::signal::SigSet::all()
             .thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK)?;

@@ -64,7 +64,7 @@ pub(crate) fn execute(
         .split_first()
         .map(|(p, a)| (p.clone(), a))
         .unwrap_or_default();
-    let mut command = machine.command(program).args(arguments);
+    let mut command = machine.command(program).args(arguments).end_with_caller();
     for (name, value) in env {
         command = command.env(name, value);
     }

@@ -78,7 +78,12 @@ pub(crate) fn run(args: &LogsArgs, global: &Global, out: &mut Output) -> Result<
         };
         options.extend(units.iter().map(|unit| format!("--unit={unit}")));
     }
-    match machine.command("journalctl").args(options).status() {
+    match machine
+        .command("journalctl")
+        .args(options)
+        .end_with_caller()
+        .status()
+    {
         Ok(status) => Ok(code(status)),
         Err(error @ MachineError::Exec { .. }) => {
             Err(CommandError::from(error).hint("the image has no journalctl"))
