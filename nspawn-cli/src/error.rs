@@ -144,7 +144,8 @@ impl From<MachineError> for CommandError {
 impl From<ImageError> for CommandError {
     fn from(error: ImageError) -> Self {
         let kind = match error.kind() {
-            ErrorKind::Cancelled => Kind::Interrupted(crate::signals::received().unwrap_or(2)),
+            // whoever cancels knows the signal; this is Ctrl-C's
+            ErrorKind::Cancelled => Kind::Interrupted(2),
             _ => Kind::Failure,
         };
         Self::from_library(kind, &error, error.hint())

@@ -7,6 +7,7 @@ mod cli;
 mod commands;
 mod error;
 mod launch;
+mod options;
 mod output;
 mod progress;
 mod signals;

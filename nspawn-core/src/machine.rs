@@ -13,10 +13,10 @@ use crate::host::Host;
 use crate::name::{MachineName, UnitName};
 use crate::process::{self, ProcessId};
 use crate::record::{self, Outcome, Phase, Places, Record};
-use crate::spawn::Shared;
+use crate::shared::Shared;
 
 /// How long killed processes may take to be gone and tidied up after.
-const KILL_WITHIN: Duration = Duration::from_secs(30);
+pub(crate) const KILL_WITHIN: Duration = Duration::from_secs(30);
 
 /// How long the machine's systemd may take to listen, once its process runs.
 const BUS_WITHIN: Duration = Duration::from_secs(90);
@@ -50,196 +50,6 @@ pub struct Machine {
     leader_fd: OwnedFd,
 }
 
-impl Host {
-    /// Finds a running machine that this or another process started.
-    ///
-    /// # Errors
-    ///
-    /// [`MachineError::NoMachine`] where none has the name, [`MachineError::Gone`] where it has ended.
-    pub fn machine(&self, name: &MachineName) -> Result<Machine, MachineError> {
-        let places = Places::of(&self.dirs, name);
-        let record = places
-            .read_record()?
-            .ok_or_else(|| MachineError::NoMachine { name: name.clone() })?;
-        Machine::attached(self, &record)
-    }
-
-    /// Waits until the machine that the process `owner` starts runs, and attaches to it.
-    ///
-    /// `seen` is shown each state of the record on the way.
-    ///
-    /// # Errors
-    ///
-    /// [`MachineError::EndedEarly`] where it ended, with what its owner recorded; [`MachineError::Deadline`].
-    pub fn wait_started(
-        &self,
-        name: &MachineName,
-        owner: Option<BorrowedFd<'_>>,
-        within: Duration,
-        mut seen: impl FnMut(&Record),
-    ) -> Result<Machine, MachineError> {
-        let places = Places::of(&self.dirs, name);
-        let mut last = None;
-        let ready = places.wait_record(Instant::now() + within, owner, |record| {
-            last = record.cloned();
-            record.is_some_and(|record| {
-                seen(record);
-                record.leader.is_some() || record.phase == Phase::Ended
-            })
-        })?;
-        match last {
-            Some(record) if ready && record.phase != Phase::Ended => {
-                Machine::attached(self, &record)
-            }
-            Some(Record {
-                outcome: Some(outcome),
-                ..
-            }) => Err(MachineError::EndedEarly {
-                name: name.clone(),
-                status: format!("status {}", outcome.status),
-                said: outcome.reason,
-            }),
-            _ if owner.is_some_and(process::has_ended) => {
-                Err(MachineError::Gone { name: name.clone() })
-            }
-            _ => Err(MachineError::Deadline {
-                name: name.clone(),
-                what: "starting".into(),
-                waited: within,
-            }),
-        }
-    }
-
-    /// The records of all machines, running and ended.
-    ///
-    /// # Errors
-    ///
-    /// [`MachineError::Path`] where the folder cannot be read.
-    pub fn machines(&self) -> Result<Vec<Record>, MachineError> {
-        record::all(&self.dirs)
-    }
-
-    /// The record of one machine.
-    ///
-    /// # Errors
-    ///
-    /// [`MachineError::NoMachine`] where there is none.
-    pub fn record(&self, name: &MachineName) -> Result<Record, MachineError> {
-        let record = Places::of(&self.dirs, name).read_record()?;
-        record.ok_or_else(|| MachineError::NoMachine { name: name.clone() })
-    }
-
-    /// Waits until a machine has ended and tells how; `None` where `within` came first.
-    ///
-    /// # Errors
-    ///
-    /// [`MachineError::NoMachine`] where there is none.
-    pub fn wait_machine(
-        &self,
-        name: &MachineName,
-        within: Duration,
-    ) -> Result<Option<Outcome>, MachineError> {
-        let record = self.record(name)?;
-        let owner = record.owner.open().ok();
-        let places = Places::of(&self.dirs, name);
-        let mut last = Some(record);
-        let owner_fd = owner.as_ref().map(|fd| fd.as_fd());
-        let ended = places.wait_record(Instant::now() + within, owner_fd, |record| {
-            let ended = record.is_none_or(|record| record.phase == Phase::Ended);
-            if record.is_some() {
-                last = record.cloned();
-            }
-            ended
-        })?;
-        // a folder made by the waiting itself
-        let _ = std::fs::remove_dir(&places.run);
-        if !ended && owner.as_ref().is_some_and(|fd| !process::has_ended(fd)) {
-            return Ok(None);
-        }
-        let lost = || Outcome {
-            status: 125,
-            reason: "its owner was killed".into(),
-            ended_at: record::now(),
-        };
-        let outcome = last.and_then(|record| record.outcome);
-        Ok(Some(outcome.unwrap_or_else(lost)))
-    }
-
-    /// Removes what is kept of a machine that does not run: its record, its changes, its logs.
-    ///
-    /// # Errors
-    ///
-    /// [`MachineError::NameTaken`] where it runs, [`MachineError::NoMachine`] where there is nothing of it.
-    pub fn remove(&self, name: &MachineName) -> Result<(), MachineError> {
-        let places = Places::of(&self.dirs, name);
-        if !places.run.exists() && !places.state.exists() {
-            return Err(MachineError::NoMachine { name: name.clone() });
-        }
-        let _lock = places
-            .lock()?
-            .ok_or_else(|| MachineError::NameTaken { name: name.clone() })?;
-        record::clear(&places, &self.cgroups, Instant::now() + KILL_WITHIN)?;
-        places.remove_state()?;
-        places.remove_run()
-    }
-
-    /// Removes the record of a machine that has ended, so that its name can be waited for anew.
-    ///
-    /// Does nothing where there is none or it runs; changes that are kept stay.
-    ///
-    /// # Errors
-    ///
-    /// [`MachineError::Path`] naming what could not be removed.
-    pub fn clear_ended(&self, name: &MachineName) -> Result<(), MachineError> {
-        let places = Places::of(&self.dirs, name);
-        if !places.run.exists() {
-            return Ok(());
-        }
-        let Some(_lock) = places.lock()? else {
-            return Ok(());
-        };
-        record::clear(&places, &self.cgroups, Instant::now() + KILL_WITHIN)?;
-        places.remove_run()
-    }
-
-    /// Clears up after machines whose owner was killed, and returns their names.
-    ///
-    /// Records of machines that ended in order stay, as do the changes of kept machines.
-    ///
-    /// # Errors
-    ///
-    /// [`MachineError::Path`] naming what could not be removed.
-    pub fn prune(&self) -> Result<Vec<MachineName>, MachineError> {
-        let mut pruned = Vec::new();
-        let mut names = record::names(&record::machines(&self.dirs.run))?;
-        names.extend(record::names(&record::machines(&self.dirs.state))?);
-        names.sort();
-        names.dedup();
-        for name in names {
-            let places = Places::of(&self.dirs, &name);
-            let ended = |record: &Record| record.phase == Phase::Ended;
-            if places
-                .read_record()
-                .ok()
-                .flatten()
-                .as_ref()
-                .is_some_and(ended)
-                || places.kept_file().exists() && !places.run.exists()
-            {
-                continue;
-            }
-            // a name that is held is a machine that runs
-            let Some(_lock) = places.lock()? else {
-                continue;
-            };
-            record::clear(&places, &self.cgroups, Instant::now() + KILL_WITHIN)?;
-            places.remove_run()?;
-            pruned.push(name);
-        }
-        Ok(pruned)
-    }
-}
-
 impl Machine {
     pub(crate) fn owned(host: &Host, shared: Arc<Shared>) -> Result<Self, MachineError> {
         let mut machine = Self::attached(host, &shared.record())?;
@@ -247,7 +57,7 @@ impl Machine {
         Ok(machine)
     }
 
-    fn attached(host: &Host, record: &Record) -> Result<Self, MachineError> {
+    pub(crate) fn attached(host: &Host, record: &Record) -> Result<Self, MachineError> {
         let gone = || MachineError::Gone {
             name: record.name.clone(),
         };

@@ -7,42 +7,30 @@
 //! namespace), mounts, loop device and link with the last of them. What stays are empty cgroups and plain
 //! folders, which this thread removes, or the next start where it was killed.
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
-use rustix::process::{PidfdFlags, getpid, pidfd_open};
-
-use crate::cgroup::{self, Cgroup};
-use crate::command::{Prepared, argv};
+use crate::cgroup::Cgroup;
 use crate::config::{MachineConfig, Network, Rootfs, UserNamespace};
 use crate::error::{MachineError, PathContext as _, SystemContext as _};
-use crate::host::{Cgroups, Host};
+use crate::host::Host;
 use crate::machine::Machine;
 use crate::network;
 use crate::notify::NotifySocket;
 use crate::process::{ProcessId, child_by_inner_pid};
-use crate::record::{self, Kept, Lock, Outcome, Phase, Places, Record};
+use crate::record::{self, Lock, Phase, Places, Record};
 use crate::report::{Event, NoReport, Reporter};
-use crate::rootfs::{self, IdMap};
-use crate::sys::{self, SupervisorSetup};
+use crate::shared::Shared;
+use crate::supervisor::{KILL_WITHIN, Running, Supervisor, keep, tidy};
 use crate::systemd_host::{self, Scope};
 use crate::unit_path::UnitDir;
 use crate::user_range::UserRange;
 
 /// How long systemd-nspawn may take until the machine's PID 1 runs; it waits for nothing outside.
 const LEADER_WITHIN: Duration = Duration::from_secs(60);
-
-/// How long the kernel may take to end killed processes.
-const KILL_WITHIN: Duration = Duration::from_secs(20);
-
-/// How much of what systemd-nspawn said is shown when it fails, in bytes.
-const SAID_MAX: usize = 2000;
 
 /// How a machine is spawned; see [`Host::spawn_with`].
 #[derive(Clone, Copy, Debug, Default)]
@@ -258,14 +246,7 @@ impl Job {
             socket,
         } = made;
         let (started_sender, started) = mpsc::channel();
-        let shared = Arc::new(Shared {
-            host: self.host.clone(),
-            places: self.places.clone(),
-            record: Mutex::new(self.record.clone()),
-            lock: Mutex::new(Some(lock)),
-            ended: Mutex::new(None),
-            end: Condvar::new(),
-        });
+        let shared = Arc::new(Shared::new(self.places.clone(), self.record.clone(), lock));
         let supervisor = Supervisor {
             host: self.host.clone(),
             config: self.config.clone(),
@@ -401,278 +382,6 @@ impl Job {
     }
 }
 
-/// What is known when systemd-nspawn runs.
-struct Running {
-    process: ProcessId,
-    range: Option<UserRange>,
-    notice: Option<String>,
-}
-
-/// How systemd-nspawn ended.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct End {
-    /// Its exit status, or 128 and its signal.
-    pub(crate) code: u8,
-    /// The same in words.
-    pub(crate) text: String,
-    /// Its last lines.
-    pub(crate) said: String,
-}
-
-/// What the machine's threads and its handle share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    host: Host,
-    places: Places,
-    record: Mutex<Record>,
-    lock: Mutex<Option<Lock>>,
-    ended: Mutex<Option<End>>,
-    end: Condvar,
-}
-
-impl Shared {
-    /// Changes the record, in memory and on disk.
-    pub(crate) fn change(&self, change: impl FnOnce(&mut Record)) -> Result<(), MachineError> {
-        let mut record = held(&self.record);
-        change(&mut record);
-        self.places.write_record(&record)
-    }
-
-    pub(crate) fn record(&self) -> Record {
-        held(&self.record).clone()
-    }
-
-    /// Waits until the machine has ended and was tidied up; `None` where the deadline came first.
-    pub(crate) fn wait_end(&self, deadline: Instant) -> Option<End> {
-        let mut ended = held(&self.ended);
-        loop {
-            if let Some(end) = &*ended {
-                return Some(end.clone());
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return None;
-            }
-            ended = self
-                .end
-                .wait_timeout(ended, left)
-                .map_or_else(|broken| broken.into_inner().0, |(guard, _)| guard);
-        }
-    }
-}
-
-/// A lock whose holder panicked still guards whole values: each change is one assignment.
-fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-/// What the machine's thread needs to start systemd-nspawn.
-struct Supervisor {
-    host: Host,
-    config: MachineConfig,
-    places: Places,
-    /// Opened before the machine's mount namespace covers the host's cgroups.
-    cgroup_procs: OwnedFd,
-    range: Option<UserRange>,
-    link: Option<String>,
-}
-
-/// The machine's thread: starts systemd-nspawn, waits for its end and tidies up.
-///
-/// It must live as long as systemd-nspawn, which is killed by the end of the thread that started it.
-fn keep(
-    supervisor: Supervisor,
-    shared: &Shared,
-    started: &mpsc::Sender<Result<Running, MachineError>>,
-) {
-    let (mut child, running) = match supervisor.start() {
-        Ok(both) => both,
-        Err(error) => {
-            supervisor.unmount();
-            held(&shared.lock).take();
-            let _ = started.send(Err(error));
-            return;
-        }
-    };
-    let process = running.process;
-    let _ = started.send(Ok(running));
-    let status = child.wait();
-    supervisor.unmount();
-    let said = read_tail(&supervisor.places.run.join("supervisor.log"));
-    let end = describe_end(process, status, said);
-    let record = {
-        let mut record = held(&shared.record);
-        record.phase = Phase::Ended;
-        record.outcome.get_or_insert_with(|| Outcome {
-            status: end.code,
-            reason: end.text.clone(),
-            ended_at: record::now(),
-        });
-        record.clone()
-    };
-    // in this thread's mount namespace the hierarchy is unified, whatever the host's is
-    let host = Host {
-        cgroups: Cgroups::Unified,
-        ..shared.host.clone()
-    };
-    // the lock goes last, and with it the name
-    let _ = tidy(&host, &shared.places, &record, true);
-    held(&shared.lock).take();
-    *held(&shared.ended) = Some(end);
-    shared.end.notify_all();
-}
-
-impl Supervisor {
-    fn start(&self) -> Result<(Child, Running), MachineError> {
-        let (root, range, notice) = self.enter_namespaces()?;
-        let prepared = Prepared {
-            root,
-            local: self.places.run.join("local"),
-            user_range: range,
-            link: self.link.clone(),
-        };
-        let log_path = self.places.run.join("supervisor.log");
-        let log = File::create(&log_path).at("make", &log_path)?;
-        record::make_private(&self.places.state)?;
-        let console_path = self.places.state.join("console.log");
-        let console = File::create(&console_path).at("make", &console_path)?;
-        let mut command = Command::new(&self.host.nspawn);
-        command
-            .args(argv(&self.config, &prepared, self.host.nspawn_version))
-            .env_clear()
-            .env(
-                "PATH",
-                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            )
-            .env("LANG", "C.UTF-8")
-            .env("NOTIFY_SOCKET", self.places.run.join("notify.sock"))
-            // as PID 1 of its namespace it would log to the kernel's log
-            .env("SYSTEMD_LOG_TARGET", "console")
-            .env("SYSTEMD_LOG_COLOR", "0")
-            // the machine's cgroups are cgroup2, whatever the host's are
-            .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(console)
-            .stderr(log);
-        let setup = SupervisorSetup {
-            cgroup_procs: self.cgroup_procs.try_clone().doing("name a cgroup")?,
-            parent: pidfd_open(getpid(), PidfdFlags::empty()).doing("watch this process")?,
-        };
-        sys::before_supervisor(&mut command, setup);
-        unshare(CloneFlags::CLONE_NEWPID).doing("make a PID namespace")?;
-        let child = command.spawn().doing("start systemd-nspawn")?;
-        let process = ProcessId {
-            pid: child.id(),
-            start_ticks: 0,
-        };
-        Ok((
-            child,
-            Running {
-                process,
-                range,
-                notice,
-            },
-        ))
-    }
-
-    /// Enters the machine's mount namespace and puts its root file system together.
-    fn enter_namespaces(
-        &self,
-    ) -> Result<(std::path::PathBuf, Option<UserRange>, Option<String>), MachineError> {
-        cgroup::private_mounts()?;
-        if matches!(self.host.cgroups, Cgroups::Mixed { .. }) {
-            cgroup::mount_private_cgroup2()?;
-        }
-        if !self.host.init_is_systemd {
-            // systemd-nspawn leaves folders there, and complains where it is no tmpfs
-            let dir = Path::new("/run/systemd/nspawn");
-            fs::create_dir_all(dir).at("make", dir)?;
-            mount(
-                Some("tmpfs"),
-                dir,
-                Some("tmpfs"),
-                MsFlags::empty(),
-                Some("mode=0755"),
-            )
-            .at("mount a tmpfs at", dir)?;
-        }
-        let id_map = match self.range {
-            Some(range) => Some(IdMap {
-                range,
-                namespace: range.namespace()?,
-            }),
-            None => None,
-        };
-        let spec = self.config.spec();
-        match rootfs::assemble(&self.config, &self.places, id_map.as_ref()) {
-            Err(MachineError::NoIdMap { what, source })
-                if spec.user_namespace == UserNamespace::Auto =>
-            {
-                self.unmount();
-                let root = rootfs::assemble(&self.config, &self.places, None)?;
-                let notice = format!(
-                    "no user namespace: the file system of {what} cannot be mounted with mapped users ({source}); \
-                     root in the machine is root on the host"
-                );
-                self.note_kept(None)?;
-                Ok((root, None, Some(notice)))
-            }
-            other => {
-                let root = other?;
-                self.note_kept(self.range)?;
-                Ok((root, self.range, None))
-            }
-        }
-    }
-
-    fn note_kept(&self, user_range: Option<UserRange>) -> Result<(), MachineError> {
-        let spec = self.config.spec();
-        if !spec.persist || self.places.kept_file().exists() {
-            return Ok(());
-        }
-        record::write_kept(
-            &self.places,
-            &Kept {
-                base: spec.rootfs.describe(),
-                user_range,
-            },
-        )
-    }
-
-    /// Takes the thread's view of the root file system down; the machine's own goes with the machine.
-    fn unmount(&self) {
-        for dir in ["root", "base", "base"] {
-            let _ = umount2(
-                &self.places.run.join(dir),
-                MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW,
-            );
-        }
-    }
-}
-
-/// Removes what a machine that has ended leaves: cgroups, folders, and the record unless it is kept.
-fn tidy(host: &Host, places: &Places, record: &Record, may_keep: bool) -> Result<(), MachineError> {
-    if let Some(cgroup) = record.cgroup() {
-        cgroup.kill(&host.cgroups, Instant::now() + KILL_WITHIN)?;
-        cgroup.remove(&host.cgroups)?;
-    }
-    if may_keep && record.keep_record {
-        if !record.persist {
-            record::remove_path(&places.state.join("upper"))?;
-            record::remove_path(&places.state.join("work"))?;
-        }
-        places.keep_only_record()?;
-        return places.write_record(record);
-    }
-    if !record.persist && !places.kept_file().exists() {
-        places.remove_state()?;
-    }
-    places.remove_run()
-}
-
 /// Passes systemd-nspawn's reports on until it ends.
 fn listen(socket: &NotifySocket, supervisor: &OwnedFd, shared: &Shared, reporter: &dyn Reporter) {
     let forever = Duration::from_secs(u64::from(u32::MAX));
@@ -695,43 +404,4 @@ fn listen(socket: &NotifySocket, supervisor: &OwnedFd, shared: &Shared, reporter
             }
         }
     }
-}
-
-fn describe_end(process: ProcessId, status: std::io::Result<ExitStatus>, said: String) -> End {
-    use std::os::unix::process::ExitStatusExt as _;
-    let (code, text) = match status {
-        Ok(status) => match (status.code(), status.signal()) {
-            (Some(0), _) => (0, "the machine was shut down".into()),
-            (Some(133), _) => (133, "the machine asked for a reboot".into()),
-            (Some(code), _) => (
-                u8::try_from(code).unwrap_or(125),
-                format!("exit status {code}"),
-            ),
-            (None, Some(9)) => (137, "killed".into()),
-            (None, Some(signal)) => (
-                u8::try_from(128 + signal).unwrap_or(125),
-                format!("killed by signal {signal}"),
-            ),
-            (None, None) => (125, "ended".into()),
-        },
-        Err(error) => (125, format!("process {} was lost: {error}", process.pid)),
-    };
-    End { code, text, said }
-}
-
-/// The last lines of a log, without those that say nothing to the user.
-fn read_tail(path: &Path) -> String {
-    let bytes = fs::read(path).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(SAID_MAX)..]).into_owned();
-    let noise = [
-        "Attempted to remove disk file system",
-        "Press ^] three times",
-        "Press Ctrl-]",
-    ];
-    let lines: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !noise.iter().any(|n| line.contains(n)))
-        .collect();
-    lines.join("; ")
 }

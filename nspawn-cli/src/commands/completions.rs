@@ -1,9 +1,8 @@
 //! `nspawn-run completions`
 
-use clap::{Args, CommandFactory as _};
+use clap::{Args, Command};
 use clap_complete::Shell;
 
-use crate::cli::Cli;
 use crate::error::CommandError;
 use crate::output::Output;
 
@@ -16,8 +15,12 @@ pub(crate) struct CompletionsArgs {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: &CompletionsArgs, out: &mut Output) -> Result<(), CommandError> {
+pub(crate) fn run(
+    args: &CompletionsArgs,
+    mut command: Command,
+    out: &mut Output,
+) -> Result<(), CommandError> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "nspawn-run", &mut script);
+    clap_complete::generate(args.shell, &mut command, "nspawn-run", &mut script);
     out.text(&String::from_utf8_lossy(&script))
 }

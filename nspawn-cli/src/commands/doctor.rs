@@ -3,8 +3,8 @@
 use clap::Args;
 use nspawn_core::Host;
 
-use crate::cli::{Format, FormatArg, Global};
 use crate::error::{CommandError, Kind};
+use crate::options::{Format, FormatArg, Global};
 use crate::output::Output;
 
 /// Say whether this host can run machines, and what to do where it cannot

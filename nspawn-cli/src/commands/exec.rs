@@ -7,9 +7,9 @@ use std::process::ExitStatus;
 use clap::Args;
 use nspawn_core::{Host, MachineName};
 
-use crate::cli::{Global, NameArg};
 use crate::commands::shell::on_terminal;
 use crate::error::CommandError;
+use crate::options::{Global, NameArg};
 
 /// Run a program in a machine, as its root
 ///

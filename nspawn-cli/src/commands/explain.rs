@@ -8,8 +8,8 @@ use nspawn_core::{Entry, GUEST_DIR, Network, Rootfs, UnitDir, shell_line};
 use nspawn_image::ImageRef;
 
 use super::unit::MachineArgs;
-use crate::cli::Global;
 use crate::error::CommandError;
+use crate::options::Global;
 use crate::output::Output;
 
 /// Show what a command would do, and do nothing

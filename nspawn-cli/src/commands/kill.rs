@@ -4,8 +4,8 @@ use clap::Args;
 use nix::sys::signal::Signal;
 use nspawn_core::UnitName;
 
-use crate::cli::{Global, NameArg};
 use crate::error::CommandError;
+use crate::options::{Global, NameArg};
 
 /// Kill a machine at once, or send a signal to one of its units
 #[derive(Args, Debug)]

@@ -3,8 +3,8 @@
 use clap::Args;
 use nspawn_core::{Host, MachineError, Phase, Record};
 
-use crate::cli::{Format, FormatArg, Global};
 use crate::error::CommandError;
+use crate::options::{Format, FormatArg, Global};
 use crate::output::{Output, age, now};
 
 /// List machines, running and ended

@@ -3,9 +3,9 @@
 use clap::Args;
 use nspawn_core::{MachineError, Phase, UnitName};
 
-use crate::cli::{Global, NameArg};
 use crate::commands::exec::code;
 use crate::error::{CommandError, Kind};
+use crate::options::{Global, NameArg};
 use crate::output::Output;
 
 /// Show the journal of a machine's units

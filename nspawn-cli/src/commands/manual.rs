@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory as _};
+use clap::{Args, Command};
 
-use crate::cli::Cli;
 use crate::error::{CommandError, Kind};
 
 /// Write the man pages to a folder
@@ -15,8 +14,8 @@ pub(crate) struct ManualArgs {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: &ManualArgs) -> Result<(), CommandError> {
-    let mut command = Cli::command().disable_help_subcommand(true);
+pub(crate) fn run(args: &ManualArgs, command: Command) -> Result<(), CommandError> {
+    let mut command = command.disable_help_subcommand(true);
     command.build();
     clap_mangen::generate_to(command, &args.folder).map_err(|error| {
         let message = format!("cannot write man pages to {}", args.folder.display());

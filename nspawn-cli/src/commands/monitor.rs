@@ -9,9 +9,9 @@ use clap::Args;
 use nspawn_core::{Machine, MachineConfig, NoReport, SpawnOptions, UnitName};
 use nspawn_image::Cancel;
 
-use crate::cli::Global;
 use crate::error::{CommandError, Kind};
 use crate::launch::{Order, report, tell_started};
+use crate::options::Global;
 use crate::signals;
 
 /// Long enough to mean "until it ends".

@@ -2,8 +2,8 @@
 
 use clap::Args;
 
-use crate::cli::Global;
 use crate::error::CommandError;
+use crate::options::Global;
 use crate::output::Output;
 
 /// Clear up after machines whose processes were killed

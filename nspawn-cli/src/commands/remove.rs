@@ -3,8 +3,8 @@
 use clap::Args;
 use nspawn_core::MachineName;
 
-use crate::cli::Global;
 use crate::error::CommandError;
+use crate::options::Global;
 
 /// Remove what is kept of machines that have ended: changes, logs, results
 #[derive(Args, Debug)]

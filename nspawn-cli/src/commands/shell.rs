@@ -10,9 +10,9 @@ use nspawn_core::MachineCommand;
 use signal_hook::consts::SIGWINCH;
 use signal_hook::iterator::Signals;
 
-use crate::cli::{Global, NameArg};
 use crate::commands::exec::{code, execute};
 use crate::error::{CommandError, Kind};
+use crate::options::{Global, NameArg};
 
 /// Open a shell in a machine
 #[derive(Args, Debug)]

@@ -5,8 +5,8 @@ use nspawn_core::{Machine, Phase, Record, UnitName, UnitState};
 use serde::Serialize;
 
 use super::list::state;
-use crate::cli::{Format, FormatArg, Global, NameArg};
 use crate::error::CommandError;
+use crate::options::{Format, FormatArg, Global, NameArg};
 use crate::output::{Output, age, now};
 
 /// Show a machine and its units, or what its systemd says of one unit

@@ -5,8 +5,8 @@ use std::time::Duration;
 use clap::Args;
 use nspawn_core::{Host, MachineError, MachineName};
 
-use crate::cli::Global;
 use crate::error::CommandError;
+use crate::options::Global;
 use crate::progress::Progress;
 
 /// Shut machines down in order

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::cli::{Global, NameArg};
 use crate::error::{CommandError, Kind};
+use crate::options::{Global, NameArg};
 use crate::progress::Progress;
 
 /// Wait until a machine has ended

@@ -5,8 +5,8 @@ use std::time::SystemTime;
 use clap::Args;
 use nspawn_image::{ImageKind, StoredImage};
 
-use crate::cli::{Format, FormatArg, Global};
 use crate::error::CommandError;
+use crate::options::{Format, FormatArg, Global};
 use crate::output::{Output, age, size};
 
 /// List the images in the store

@@ -7,8 +7,8 @@ mod remove;
 use clap::{Args, Subcommand};
 use nspawn_image::ImageRef;
 
-use crate::cli::Global;
 use crate::error::CommandError;
+use crate::options::Global;
 use crate::output::Output;
 
 /// Fetch, list and remove images

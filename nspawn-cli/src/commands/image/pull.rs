@@ -3,8 +3,8 @@
 use clap::Args;
 use nspawn_image::{Cancel, Digest, ImageName, ImageRef, PullOptions};
 
-use crate::cli::Global;
 use crate::error::CommandError;
+use crate::options::Global;
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::signals;
@@ -34,8 +34,8 @@ pub(crate) fn run(args: &PullArgs, global: &Global, out: &mut Output) -> Result<
     options.proxy = super::proxy(&args.image);
     options.cancel = Cancel::default();
     signals::watch(options.cancel.clone(), |_| {})?;
-    let image = global
-        .store()?
-        .pull(&args.image, &options, &mut Progress::new(global.quiet))?;
+    let mut progress = Progress::new(global.quiet);
+    let image = global.store()?.pull(&args.image, &options, &mut progress);
+    let image = image.map_err(|error| signals::interrupted().unwrap_or_else(|| error.into()))?;
     out.text(&format!("{}\n", image.path().display()))
 }

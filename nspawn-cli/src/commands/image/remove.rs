@@ -4,8 +4,8 @@ use clap::Args;
 use nspawn_core::{Host, Phase};
 use nspawn_image::ImageName;
 
-use crate::cli::Global;
 use crate::error::{CommandError, Kind};
+use crate::options::Global;
 
 /// Remove images from the store; one that a machine uses stays
 #[derive(Args, Debug)]

@@ -11,9 +11,9 @@ use clap::Args;
 use nspawn_core::{Machine, MachineConfig, MachineError, MachineName, Phase, UnitName, UnitResult};
 use nspawn_image::{Cancel, Digest, ImageRef};
 
-use crate::cli::Global;
 use crate::error::{CommandError, Kind};
 use crate::launch::{Launched, Order, launch};
+use crate::options::Global;
 use crate::output::{Output, written};
 use crate::progress::Progress;
 use crate::signals;
@@ -80,7 +80,8 @@ pub(crate) fn run(args: &UnitArgs, global: &Global) -> Result<u8, CommandError> 
     watch_signals(&host, config.name().clone(), units.clone(), &cancel)?;
     let started = Instant::now();
     // the image stays locked in the store for as long as the machine may need it
-    let (rootfs, _image) = rootfs::prepare(&args.image, global, &cancel, &mut progress)?;
+    let prepared = rootfs::prepare(&args.image, global, &cancel, &mut progress);
+    let (rootfs, _image) = prepared.map_err(|error| signals::interrupted().unwrap_or(error))?;
     let config = args
         .machine
         .describe(&args.files, rootfs, Some(args.image.reference()))?;

@@ -4,8 +4,8 @@ use nspawn_core::Rootfs;
 use nspawn_image::{Cancel, Image, ImageKind, ImageRef, PullOptions};
 
 use super::ImageOptions;
-use crate::cli::Global;
 use crate::error::{CommandError, Kind};
+use crate::options::Global;
 use crate::progress::Progress;
 
 impl ImageOptions {
