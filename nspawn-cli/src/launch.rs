@@ -42,11 +42,13 @@ struct Monitor {
 
 impl Launched {
     /// Lets the monitor end and waits for it: then nothing is left of a machine that was stopped.
-    pub(crate) fn finish(mut self) {
-        if let Some(mut monitor) = self.monitor.take() {
-            drop(monitor.lifeline.take());
-            let _ = monitor.child.wait();
-        }
+    ///
+    /// Returns how the machine ended, as the monitor tells it; `None` where it was killed.
+    pub(crate) fn finish(mut self) -> Option<u8> {
+        let mut monitor = self.monitor.take()?;
+        drop(monitor.lifeline.take());
+        let status = monitor.child.wait().ok()?;
+        status.code().and_then(|code| u8::try_from(code).ok())
     }
 }
 

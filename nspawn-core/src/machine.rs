@@ -296,6 +296,15 @@ impl Machine {
         })
     }
 
+    /// How the machine ended, as far as its owner has noted it.
+    #[must_use]
+    pub fn outcome(&self) -> Option<Outcome> {
+        match &self.owner {
+            Some(shared) => shared.record().outcome,
+            None => self.places.read_record().ok().flatten()?.outcome,
+        }
+    }
+
     /// Shuts the machine down, and kills it where it has not ended within `grace`.
     ///
     /// Programs that were run inside with [`command`](Self::command) are killed first.

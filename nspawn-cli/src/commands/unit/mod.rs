@@ -117,8 +117,41 @@ pub(crate) fn run(args: &UnitArgs, global: &Global) -> Result<u8, CommandError> 
     } else {
         let grace = Duration::from_secs(args.stop_timeout);
         let result = attended(&launched, &config, &units, within, started, &mut progress);
-        stop(launched, grace, &mut progress)?;
-        result
+        let machine_status = stop(launched, grace, &mut progress)?;
+        match result? {
+            Some(0) if machine_status.is_some_and(asked_for) => {
+                machine_ended(config.name(), machine_status, &mut progress)
+            }
+            Some(status) => Ok(status),
+            None => machine_ended(config.name(), machine_status, &mut progress),
+        }
+    }
+}
+
+/// Whether a machine's exit status was asked for inside, by `systemctl exit`: not a shutdown, reboot or kill.
+fn asked_for(status: u8) -> bool {
+    !matches!(status, 0 | 133 | 137)
+}
+
+/// The exit status where the machine ended before its units: it was shut down from inside, or killed.
+fn machine_ended(
+    name: &MachineName,
+    status: Option<u8>,
+    progress: &mut Progress,
+) -> Result<u8, CommandError> {
+    match status {
+        Some(0) => {
+            progress.say(&format!("machine {name} was shut down"));
+            Ok(0)
+        }
+        Some(status) => {
+            let message = format!("machine {name} ended with exit status {status}");
+            Err(CommandError::new(Kind::Payload(status), message))
+        }
+        None => {
+            let message = format!("the process that owned machine {name} was killed");
+            Err(CommandError::new(Kind::Failure, message))
+        }
     }
 }
 
@@ -192,7 +225,7 @@ fn detached(
     Ok(0)
 }
 
-/// Follows the units to their end and returns their exit status.
+/// Follows the units to their end and returns their exit status; `None` where the machine ended first.
 fn attended(
     launched: &Launched,
     config: &MachineConfig,
@@ -200,7 +233,7 @@ fn attended(
     within: Duration,
     started: Instant,
     progress: &mut Progress,
-) -> Result<u8, CommandError> {
+) -> Result<Option<u8>, CommandError> {
     let machine = &launched.machine;
     let mut follower = Follower::new(config.name().clone(), units.to_vec());
     let active = wait_active(machine, units, within, started, progress, &mut |begun| {
@@ -223,6 +256,9 @@ fn attended(
                 return Err(error);
             }
             drained?;
+            if matches!(error, MachineError::Gone { .. }) {
+                return Ok(None);
+            }
             Err(failed_unit(machine, error))
         }
     };
@@ -235,35 +271,18 @@ fn exit_status(
     machine: &Machine,
     ended: Option<Vec<UnitResult>>,
     progress: &mut Progress,
-) -> Result<u8, CommandError> {
+) -> Result<Option<u8>, CommandError> {
     let Some(results) = ended else {
-        // the machine was shut down from inside, or killed
-        let outcome = machine.record().ok().and_then(|record| record.outcome);
-        return match outcome {
-            Some(outcome) if outcome.status == 0 => Ok(0),
-            Some(outcome) => Err(CommandError::new(
-                Kind::Payload(outcome.status),
-                format!("machine {}: {}", machine.name(), outcome.reason),
-            )),
-            None => {
-                machine
-                    .wait(Duration::from_secs(30))
-                    .map_err(CommandError::from)?;
-                progress.say(&format!("machine {} was shut down", machine.name()));
-                Ok(0)
-            }
-        };
+        return Ok(None);
     };
     for result in &results {
         progress.say(&format!("{} {}", result.unit, result.reason));
     }
     match results.iter().find(|result| result.status != 0) {
-        None => Ok(0),
+        None => Ok(Some(0)),
         Some(failed) => {
-            let error = CommandError::new(
-                Kind::Payload(failed.status),
-                format!("{} {}", failed.unit, failed.reason),
-            );
+            let message = format!("{} {}", failed.unit, failed.reason);
+            let error = CommandError::new(Kind::Payload(failed.status), message);
             Err(with_journal(error, machine, &failed.unit))
         }
     }
@@ -357,10 +376,16 @@ fn with_journal(error: CommandError, machine: &Machine, unit: &UnitName) -> Comm
     error.details(&format!("last journal lines of {unit}:"), &tail)
 }
 
-fn stop(launched: Launched, grace: Duration, progress: &mut Progress) -> Result<(), CommandError> {
+/// Stops the machine and its monitor; returns how the machine ended, `None` where its monitor was killed.
+fn stop(
+    launched: Launched,
+    grace: Duration,
+    progress: &mut Progress,
+) -> Result<Option<u8>, CommandError> {
     progress.waiting("stopping the machine");
     let stopped = launched.machine.stop(grace);
-    launched.finish();
+    let status = launched.finish();
     progress.waited();
-    stopped.map_err(CommandError::from)
+    stopped?;
+    Ok(status)
 }
