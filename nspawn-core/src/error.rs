@@ -132,8 +132,8 @@ pub enum MachineError {
         #[source]
         source: io::Error,
     },
-    /// The base's file system cannot be mounted with mapped users.
-    #[error("user namespaces cannot be had on this root file system: {what}")]
+    /// The kernel makes no user namespace, or the base's file system cannot be mounted with mapped users.
+    #[error("the machine's users cannot be mapped: {what}")]
     NoIdMap {
         /// What was refused.
         what: String,

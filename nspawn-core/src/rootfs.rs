@@ -245,7 +245,7 @@ fn bind_base(from: &Path, to: &Path, id_map: Option<&IdMap>) -> Result<(), Machi
     let tree = open_tree(rustix::fs::CWD, from, flags).at("open the mount", from)?;
     sys::mount_id_map(tree.as_fd(), map.namespace.as_fd()).map_err(|source| {
         MachineError::NoIdMap {
-            what: from.display().to_string(),
+            what: format!("the file system of {} takes no mapping", from.display()),
             source,
         }
     })?;

@@ -164,33 +164,31 @@ impl Supervisor {
             )
             .at("mount a tmpfs at", dir)?;
         }
-        let id_map = match self.range {
-            Some(range) => Some(IdMap {
-                range,
-                namespace: range.namespace()?,
-            }),
-            None => None,
-        };
-        let spec = self.config.spec();
-        match rootfs::assemble(&self.config, &self.places, id_map.as_ref()) {
-            Err(MachineError::NoIdMap { what, source })
-                if spec.user_namespace == UserNamespace::Auto =>
-            {
+        let mapped = self
+            .id_map()
+            .and_then(|id_map| rootfs::assemble(&self.config, &self.places, id_map.as_ref()));
+        let auto = self.config.spec().user_namespace == UserNamespace::Auto;
+        let (root, range, notice) = match mapped {
+            Err(MachineError::NoIdMap { what, source }) if auto => {
                 self.unmount();
                 let root = rootfs::assemble(&self.config, &self.places, None)?;
                 let notice = format!(
-                    "no user namespace: the file system of {what} cannot be mounted with mapped users ({source}); \
-                     root in the machine is root on the host"
+                    "no user namespace: {what} ({source}); root in the machine is root on the host"
                 );
-                self.note_kept(None)?;
-                Ok((root, None, Some(notice)))
+                (root, None, Some(notice))
             }
-            other => {
-                let root = other?;
-                self.note_kept(self.range)?;
-                Ok((root, self.range, None))
-            }
-        }
+            other => (other?, self.range, None),
+        };
+        self.note_kept(range)?;
+        Ok((root, range, notice))
+    }
+
+    fn id_map(&self) -> Result<Option<IdMap>, MachineError> {
+        let Some(range) = self.range else {
+            return Ok(None);
+        };
+        let namespace = range.namespace()?;
+        Ok(Some(IdMap { range, namespace }))
     }
 
     fn note_kept(&self, user_range: Option<UserRange>) -> Result<(), MachineError> {

@@ -75,7 +75,10 @@ impl UserRange {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         sys::in_new_user_namespace(&mut command);
-        let mut holder = command.spawn().doing("make a user namespace")?;
+        let mut holder = command.spawn().map_err(|source| MachineError::NoIdMap {
+            what: "the kernel makes none".into(),
+            source,
+        })?;
         let opened = self.map_and_open(holder.id());
         drop(holder.stdin.take().map(|mut stdin| stdin.flush()));
         holder.wait().doing("make a user namespace")?;
