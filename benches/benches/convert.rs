@@ -12,6 +12,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use nspawn_benches::{data_dir, median, quick};
 use nspawn_image::Cancel;
 use nspawn_image::qcow2::Qcow2;
 
@@ -28,18 +29,6 @@ struct Input {
     name: &'static str,
     path: PathBuf,
     bytes: u64,
-}
-
-fn quick() -> bool {
-    std::env::var_os("NSPAWN_BENCH_QUICK").is_some_and(|value| value == "1")
-}
-
-fn folder() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-    let target = target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"));
-    let folder = target.join("bench-data");
-    fs::create_dir_all(&folder).unwrap();
-    folder
 }
 
 fn qemu(program: &str, args: &[&str]) {
@@ -87,7 +76,7 @@ fn data(path: &Path, bytes: u64) {
 
 /// Makes what is missing; a name is only there when its file is complete.
 fn make(name: &str, size: u64, with: impl FnOnce(&str)) -> PathBuf {
-    let path = folder().join(format!("{name}-{size}.img"));
+    let path = data_dir().join(format!("{name}-{size}.img"));
     if !path.exists() {
         let temporary = path.with_extension("new");
         let _ = fs::remove_file(&temporary);
@@ -167,13 +156,8 @@ fn theirs(input: &Path, output: &Path) -> Duration {
     start.elapsed()
 }
 
-fn median(mut times: Vec<Duration>) -> f64 {
-    times.sort_unstable();
-    times[times.len() / 2].as_secs_f64()
-}
-
 fn convert(criterion: &mut Criterion) {
-    let output = folder().join("output.raw");
+    let output = data_dir().join("output.raw");
     let inputs = inputs();
     let mut group = criterion.benchmark_group("convert");
     group
@@ -208,7 +192,7 @@ fn convert(criterion: &mut Criterion) {
         let rounds = if quick() { 3 } else { ROUNDS };
         let pairs = (0..rounds).map(|_| (ours(&input.path, &output), theirs(&input.path, &output)));
         let (ours, theirs): (Vec<_>, Vec<_>) = pairs.unzip();
-        let (ours, theirs) = (median(ours), median(theirs));
+        let (ours, theirs) = (median(&ours), median(&theirs));
         println!(
             "{:<14} {ours:>9.3} {theirs:>9.3} {:>6.2}",
             input.name,
