@@ -1,4 +1,7 @@
 //! Tests that boot machines, or look at what only root could make.
 
+mod exec;
 mod fixture;
+mod images;
+mod results;
 mod systemd_host;
