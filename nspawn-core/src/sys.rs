@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
@@ -319,21 +319,15 @@ pub(crate) fn connect_and_end(
     unsafe { command.pre_exec(hook) };
 }
 
-/// Opens a new pseudo terminal: the side to read and write, and the path of the other.
+/// The other side of a pseudo terminal, of which `master` is the one to read and write.
 ///
 /// # Errors
 ///
-/// What the kernel says. Source: pts(4).
-pub(crate) fn open_pty() -> io::Result<(OwnedFd, OwnedFd)> {
-    // SAFETY: the call takes flags by value.
-    let raw: RawFd = unsafe { libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) };
-    if raw < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel just returned this descriptor; nothing else owns it.
-    let master = unsafe { OwnedFd::from_raw_fd(raw) };
-    // SAFETY: both take the descriptor by value and touch none of our memory.
-    if unsafe { libc::grantpt(raw) < 0 || libc::unlockpt(raw) < 0 } {
+/// What the kernel says. Source: pts(4), ioctl_tty(2).
+pub(crate) fn pty_peer(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let raw = master.as_raw_fd();
+    // SAFETY: the call takes the descriptor by value and touches none of our memory.
+    if unsafe { libc::unlockpt(raw) } < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: TIOCGPTPEER takes flags by value and returns a new descriptor or -1.
@@ -348,7 +342,7 @@ pub(crate) fn open_pty() -> io::Result<(OwnedFd, OwnedFd)> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel just returned this descriptor; nothing else owns it.
-    Ok((master, unsafe { OwnedFd::from_raw_fd(peer) }))
+    Ok(unsafe { OwnedFd::from_raw_fd(peer) })
 }
 
 /// Gives a terminal the size of another: columns and rows.
