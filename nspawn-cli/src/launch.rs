@@ -41,6 +41,17 @@ struct Monitor {
 }
 
 impl Launched {
+    /// Waits for the end of a machine that others end, and returns its exit status.
+    pub(crate) fn wait_end(&mut self) -> u8 {
+        let ended = self.monitor.as_mut().map(|monitor| monitor.child.wait());
+        match ended {
+            Some(Ok(status)) => status.code().and_then(|code| u8::try_from(code).ok()),
+            _ => None,
+        }
+        // the monitor itself was killed, and the machine with it
+        .unwrap_or(137)
+    }
+
     /// Lets the monitor end and waits for it: then nothing is left of a machine that was stopped.
     pub(crate) fn finish(mut self) {
         if let Some(mut monitor) = self.monitor.take() {

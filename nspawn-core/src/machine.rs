@@ -302,6 +302,12 @@ impl Machine {
             })
     }
 
+    /// How it ended, where it has and this is the handle that owns it.
+    #[must_use]
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.owner.as_ref()?.record().outcome
+    }
+
     /// Whether it has ended.
     #[must_use]
     pub fn has_ended(&self) -> bool {

@@ -60,7 +60,7 @@ pub(crate) fn run(args: &MonitorArgs, global: &Global) -> Result<u8, CommandErro
         std::thread::spawn(move || end_with_command(&watched, grace));
     }
     machine.wait(FOREVER)?;
-    Ok(0)
+    Ok(machine.outcome().map_or(0, |outcome| outcome.status))
 }
 
 /// Where the journal of a detached machine's units is kept after its end.

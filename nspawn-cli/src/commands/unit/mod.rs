@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use nspawn_core::{Machine, MachineConfig, MachineError, MachineName, Phase, UnitName, UnitResult};
+use nspawn_core::{Machine, MachineError, MachineName, Phase, UnitName, UnitResult};
 use nspawn_image::{Cancel, Digest, ImageRef};
 
 use crate::cli::Global;
@@ -107,13 +107,20 @@ pub(crate) fn run(args: &UnitArgs, global: &Global) -> Result<u8, CommandError> 
             });
         }
     });
-    let launched = launched.map_err(|error| signals::interrupted().unwrap_or(error))?;
+    let mut launched = launched.map_err(|error| signals::interrupted().unwrap_or(error))?;
     say_addresses(&launched.machine, &mut progress);
     if args.detach {
         detached(&launched, &units, within, started, &mut progress)
     } else {
         let grace = Duration::from_secs(args.stop_timeout);
-        let result = attended(&launched, &config, &units, within, started, &mut progress);
+        let (stopping, name) = (host.clone(), config.name().clone());
+        let stopped_units = units.clone();
+        let follower = Follower::new(name.clone(), units.clone(), move || {
+            if let Ok(machine) = stopping.machine(&name) {
+                stop_units(&machine, &stopped_units);
+            }
+        });
+        let result = attended(&mut launched, follower, &units, within, started, &mut progress);
         stop(launched, grace, &mut progress)?;
         result
     }
@@ -145,14 +152,16 @@ fn watch_signals(
         }
         // a thread of its own, so that the second signal is heard meanwhile
         let units = units.clone();
-        std::thread::spawn(move || {
-            // the command sees them end, prints their last words and stops the machine
-            let stopped = units.iter().try_for_each(|unit| machine.stop_unit(unit));
-            if stopped.is_err() {
-                let _ = machine.stop(STOP_WITHIN);
-            }
-        });
+        std::thread::spawn(move || stop_units(&machine, &units));
     })
+}
+
+/// Stops the units: the command sees them end, prints their last words and stops the machine.
+fn stop_units(machine: &Machine, units: &[UnitName]) {
+    let stopped = units.iter().try_for_each(|unit| machine.stop_unit(unit));
+    if stopped.is_err() {
+        let _ = machine.stop(STOP_WITHIN);
+    }
 }
 
 fn say_addresses(machine: &Machine, progress: &mut Progress) {
@@ -191,15 +200,14 @@ fn detached(
 
 /// Follows the units to their end and returns their exit status.
 fn attended(
-    launched: &Launched,
-    config: &MachineConfig,
+    launched: &mut Launched,
+    mut follower: Follower,
     units: &[UnitName],
     within: Duration,
     started: Instant,
     progress: &mut Progress,
 ) -> Result<u8, CommandError> {
     let machine = &launched.machine;
-    let mut follower = Follower::new(config.name().clone(), units.to_vec());
     let active = wait_active(machine, units, within, started, progress, &mut |begun| {
         if begun {
             follower.start(machine);
@@ -212,7 +220,7 @@ fn attended(
             if let Some(error) = signals::interrupted() {
                 return Err(error);
             }
-            exit_status(machine, ended?, progress)
+            exit_status(launched, ended?, progress)
         }
         Err(error) => {
             let drained = written(follower.drain(machine));
@@ -229,28 +237,29 @@ fn attended(
 
 /// The exit status of units that were active: the first that is not 0.
 fn exit_status(
-    machine: &Machine,
+    launched: &mut Launched,
     ended: Option<Vec<UnitResult>>,
     progress: &mut Progress,
 ) -> Result<u8, CommandError> {
     let Some(results) = ended else {
         // the machine was shut down from inside, or killed
-        let outcome = machine.record().ok().and_then(|record| record.outcome);
-        return match outcome {
-            Some(outcome) if outcome.status == 0 => Ok(0),
-            Some(outcome) => Err(CommandError::new(
-                Kind::Payload(outcome.status),
-                format!("machine {}: {}", machine.name(), outcome.reason),
-            )),
-            None => {
-                machine
-                    .wait(Duration::from_secs(30))
-                    .map_err(CommandError::from)?;
-                progress.say(&format!("machine {} was shut down", machine.name()));
+        let name = launched.machine.name().clone();
+        return match launched.wait_end() {
+            0 => {
+                progress.say(&format!("machine {name} was shut down"));
                 Ok(0)
             }
+            137 => Err(CommandError::new(
+                Kind::Payload(137),
+                format!("machine {name} was killed"),
+            )),
+            status => Err(CommandError::new(
+                Kind::Payload(status),
+                format!("machine {name} ended with status {status}"),
+            )),
         };
     };
+    let machine = &launched.machine;
     for result in &results {
         progress.say(&format!("{} {}", result.unit, result.reason));
     }
