@@ -156,10 +156,8 @@ fn root_kept_changes_are_there_again() {
     let name = scene.name("kept");
     let raw = Debian::Raw.path();
     let raw = raw.to_str().unwrap();
-    let count = scene.script(
-        "kept.service",
-        "echo x >> /var/lib/count; wc -l < /var/lib/count; stat -c %U /var/lib/count",
-    );
+    let script = "echo x >> /var/lib/count; wc -l < /var/lib/count; stat -c %U /var/lib/count";
+    let count = scene.script("kept.service", script);
     for expected in ["1\nroot\n", "2\nroot\n", "3\nroot\n"] {
         let finished = scene.run_unit(&count, &["--image", raw, "--persist"]);
         finished.expect_code(0);
@@ -168,6 +166,7 @@ fn root_kept_changes_are_there_again() {
     // a kill in between loses nothing that was written down
     let killed = scene.script("kept.service", "echo y >> /var/lib/count; sync; kill -9 $$");
     scene.run_unit(&killed, &["--image", raw, "--persist"]).expect_code(137);
+    let count = scene.script("kept.service", script);
     let finished = scene.run_unit(&count, &["--image", raw, "--persist"]);
     assert_eq!(finished.stdout, "5\nroot\n", "{}", finished.transcript());
 

@@ -296,7 +296,10 @@ fn root_a_reader_of_the_output_that_goes_away_ends_the_machine() {
         scene.cli().run_root().display(),
         unit.display(),
     );
-    let finished = nspawn_tests::cli::Invocation::new("sh").args(["-c", &line]).run();
+    let line = format!("set -o pipefail; {line}");
+    let finished = nspawn_tests::cli::Invocation::new("bash").args(["-c", &line]).run();
+    // as the shell has it of a program that SIGPIPE ended
+    finished.expect_code(141);
     assert_eq!(finished.stdout, "y\n", "{}", finished.transcript());
     assert!(
         wait::until(std::time::Duration::from_secs(20), || scene
