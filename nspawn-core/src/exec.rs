@@ -5,20 +5,20 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::{OpenOptionsExt as _, fchown};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, fchown};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 use nix::sched::CloneFlags;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, socket};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 use crate::cgroup::Cgroup;
 use crate::error::{MachineError, PathContext as _, SystemContext as _};
 use crate::machine::Machine;
 use crate::sys::{self, GuestEntry};
-use crate::user_range::UserRange;
 
 /// Where programs are looked for inside a machine.
 const GUEST_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -190,7 +190,7 @@ impl MachineCommand<'_> {
     ///
     /// As [`spawn`](Self::spawn).
     pub fn spawn_on_terminal(mut self) -> Result<TerminalChild, MachineError> {
-        let (outer, inner) = guest_terminal(self.machine)?;
+        let (outer, inner) = open_terminal(self.machine)?;
         let copy = |fd: &OwnedFd| fd.try_clone().doing("open a terminal");
         self.stdin = Some(copy(&inner)?.into());
         self.stdout = Some(copy(&inner)?.into());
@@ -267,21 +267,50 @@ pub(crate) fn connect(
     })
 }
 
-/// Opens a terminal of the machine's own, so that programs inside find it in `/dev/pts`.
-fn guest_terminal(machine: &Machine) -> Result<(File, OwnedFd), MachineError> {
-    let path = Path::new("/proc")
+/// Opens a terminal of the machine's own, which has a name in there; one of the host's where it has none.
+///
+/// The machine is not trusted: no link is followed out of it, and nothing but the terminal multiplexer is opened.
+fn open_terminal(machine: &Machine) -> Result<(File, OwnedFd), MachineError> {
+    /// Source: linux Documentation/admin-guide/devices.txt.
+    const MULTIPLEXER: (u32, u32) = (5, 2);
+    let inside = Path::new("/proc")
         .join(machine.leader().pid.to_string())
-        .join("root/dev/pts/ptmx");
+        .join("root");
+    let root = File::open(&inside).at("open", &inside)?;
+    let found = openat2(
+        &root,
+        "dev/pts/ptmx",
+        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
+    );
+    let found = found.ok().map(File::from).and_then(|file| {
+        let meta = file.metadata().ok()?;
+        let is_multiplexer = meta.file_type().is_char_device()
+            && (
+                rustix::fs::major(meta.rdev()),
+                rustix::fs::minor(meta.rdev()),
+            ) == MULTIPLEXER;
+        is_multiplexer.then_some((file, meta.uid()))
+    });
+    let (path, owner) = match &found {
+        Some((file, owner)) => {
+            let path = Path::new("/proc/self/fd").join(file.as_raw_fd().to_string());
+            (path, Some(*owner))
+        }
+        None => (PathBuf::from("/dev/ptmx"), None),
+    };
     let outer = File::options()
         .read(true)
         .write(true)
         .custom_flags(libc::O_NOCTTY | libc::O_CLOEXEC)
         .open(&path)
         .at("open", &path)?;
-    let inner = sys::open_pty_peer(outer.as_fd()).doing("open a terminal")?;
-    // it belongs to whoever opened it; the machine's root must be able to open it again
-    let owner = machine.record()?.user_range.map_or(0, UserRange::base);
-    fchown(&inner, Some(owner), Some(owner)).doing("give a terminal away")?;
+    let inner = sys::pty_peer(outer.as_fd()).doing("open a terminal")?;
+    if let Some(owner) = owner {
+        // the machine's root may be another user of the host
+        fchown(&inner, Some(owner), None).doing("open a terminal")?;
+    }
     Ok((outer, inner))
 }
 

@@ -22,6 +22,18 @@ pub struct JournalEntry {
     pub unit: String,
     /// The text, as the process wrote it.
     pub message: Vec<u8>,
+    /// The unit it is about, where systemd wrote it.
+    about: String,
+    /// What the writer calls itself.
+    identifier: String,
+}
+
+impl JournalEntry {
+    /// Whether systemd wrote it in the unit's own process, before it became the unit's program: such as why the
+    /// program cannot be run. The process is named after the program then, in parentheses.
+    fn is_systemds(&self) -> bool {
+        !self.about.is_empty() && self.about == self.unit && self.identifier.starts_with('(')
+    }
 }
 
 /// The entries that processes of some units wrote.
@@ -32,7 +44,7 @@ pub struct Journal {
 }
 
 impl Machine {
-    /// Reads what processes of `units` wrote since the boot, from after `cursor` on where one is given.
+    /// Reads what the programs of `units` wrote since the boot, from after `cursor` on where one is given.
     ///
     /// With `follow`, waits for more until [`Journal::close`] is called or the machine ends.
     ///
@@ -51,7 +63,7 @@ impl Machine {
             "--boot".into(),
             "--output=export".into(),
             "--lines=all".into(),
-            "--output-fields=MESSAGE,_SYSTEMD_UNIT".into(),
+            "--output-fields=MESSAGE,_SYSTEMD_UNIT,UNIT,SYSLOG_IDENTIFIER".into(),
         ];
         if follow {
             args.push("--follow".into());
@@ -120,7 +132,12 @@ impl Journal {
     ///
     /// [`MachineError::System`] where the stream is broken or no journal.
     pub fn next_entry(&mut self) -> Result<Option<JournalEntry>, MachineError> {
-        read_entry(&mut self.reader).doing("read the journal")
+        loop {
+            match read_entry(&mut self.reader).doing("read the journal")? {
+                Some(entry) if entry.is_systemds() => {}
+                other => return Ok(other),
+            }
+        }
     }
 }
 
@@ -180,6 +197,8 @@ fn read_entry(reader: &mut impl BufRead) -> io::Result<Option<JournalEntry>> {
         match name.as_slice() {
             b"__CURSOR" => entry.cursor = text(),
             b"_SYSTEMD_UNIT" => entry.unit = text(),
+            b"UNIT" => entry.about = text(),
+            b"SYSLOG_IDENTIFIER" => entry.identifier = text(),
             b"MESSAGE" => entry.message = value,
             _ => {}
         }

@@ -71,12 +71,16 @@ impl Host {
             return Err(taken());
         }
         record::clear(&places, &self.cgroups, Instant::now() + KILL_WITHIN)?;
+        let record = self.new_record(config, &places, options).inspect_err(|_| {
+            // a failure of the clean-up must not hide what went wrong
+            let _ = places.remove_run();
+        })?;
         let mut job = Job {
             host: self.clone(),
             config: config.clone(),
             places: places.clone(),
             reporter,
-            record: self.new_record(config, &places, options)?,
+            record,
         };
         let prepared = job.prepare();
         match prepared.and_then(|prepared| job.start(prepared, lock)) {

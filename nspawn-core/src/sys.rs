@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
@@ -324,21 +324,25 @@ pub(crate) fn connect_and_end(
     unsafe { command.pre_exec(hook) };
 }
 
-/// Readies a pseudo terminal and opens its other side; `multiplexer` is an open `ptmx`.
+/// The other side of a pseudo terminal, of which `master` is the one to read and write.
 ///
 /// # Errors
 ///
-/// What the kernel says. Source: pts(4), ioctl_tty(2) `TIOCGPTPEER`, Linux 4.13.
-pub(crate) fn open_pty_peer(multiplexer: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let raw = multiplexer.as_raw_fd();
-    let unlocked: libc::c_int = 0;
-    // SAFETY: the argument is an integer that the request reads, alive for the call.
-    if unsafe { libc::ioctl(raw, libc::TIOCSPTLCK, &raw const unlocked) } < 0 {
+/// What the kernel says. Source: pts(4), ioctl_tty(2).
+pub(crate) fn pty_peer(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let raw = master.as_raw_fd();
+    // SAFETY: the call takes the descriptor by value and touches none of our memory.
+    if unsafe { libc::unlockpt(raw) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
-    // SAFETY: the request takes flags by value and returns a new descriptor or -1.
-    let peer: RawFd = unsafe { libc::ioctl(raw, libc::TIOCGPTPEER, flags) };
+    // SAFETY: TIOCGPTPEER takes flags by value and returns a new descriptor or -1.
+    let peer = unsafe {
+        libc::ioctl(
+            raw,
+            libc::TIOCGPTPEER,
+            libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC,
+        )
+    };
     if peer < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -87,6 +87,27 @@ impl HostSnapshot {
         Self { facts }
     }
 
+    /// Looks at what belongs to one test alone: what names, in itself or in its processes' command lines, one of these
+    /// words. Tests that run beside each other can each look at their own so.
+    pub fn naming(words: &[String]) -> Self {
+        let names_one = |text: &str| words.iter().any(|word| text.contains(word.as_str()));
+        let mut facts = Self::take().facts;
+        facts.retain(|fact| names_one(fact));
+        for pid in process_ids() {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            if names_one(&line) && is_program(pid) {
+                facts.insert(format!("process {pid} {line}"));
+            }
+        }
+        Self { facts }
+    }
+
+    /// What was seen, a line each; empty where nothing was.
+    pub fn text(&self) -> String {
+        self.facts.iter().map(|fact| format!("{fact}\n")).collect()
+    }
+
     /// What is on the host now that was not before (`+`), and what is gone (`-`), a line each; empty where nothing is.
     ///
     /// Gone processes, mounts and the like do count: a test must not end what it did not start.
@@ -145,7 +166,10 @@ fn mounts(facts: &mut BTreeSet<String>) {
         for mount in text.lines().filter_map(short_mount) {
             if is_own {
                 facts.insert(format!("mount {mount}"));
-            } else if mount.contains("nspawn") || mount.contains("/dev/loop") {
+            } else if ["nspawn", "/dev/loop", "/nt-"]
+                .iter()
+                .any(|part| mount.contains(part))
+            {
                 facts.insert(format!("mount {mount} in {}", namespace.display()));
             }
         }
@@ -220,9 +244,19 @@ fn processes(facts: &mut BTreeSet<String>) {
             .iter()
             .any(|part| cgroups.contains(part));
         if of_machine || name == "systemd-nspawn" || name == "nspawn-run" {
-            facts.insert(format!("process {pid} {name}"));
+            let cgroup = cgroups
+                .lines()
+                .find_map(|line| line.strip_prefix("0::"))
+                .unwrap_or_default();
+            facts.insert(format!("process {pid} {name} in {cgroup}"));
         }
     }
+}
+
+/// Whether a process is our program or systemd-nspawn: others may name a test's folder without being of its machine.
+fn is_program(pid: u32) -> bool {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    ["nspawn-run", "systemd-nspawn"].contains(&name.trim_end())
 }
 
 fn run_entries(dir: &Path, depth: u32, facts: &mut BTreeSet<String>) {

@@ -24,7 +24,7 @@ pub(crate) fn run(args: &ListArgs, global: &Global, out: &mut Output) -> Result<
     if args.names {
         let running = records
             .iter()
-            .filter(|record| state(&host, record) != "ended");
+            .filter(|record| matches!(state(&host, record).as_str(), "starting" | "running"));
         return out.text(
             &running
                 .map(|record| format!("{}\n", record.name))

@@ -7,19 +7,25 @@ use std::thread::JoinHandle;
 use nspawn_core::{Journal, JournalCloser, Machine, MachineName, UnitName};
 
 /// Follows the journal of some units on standard output.
-#[derive(Debug)]
 pub(super) struct Follower {
     name: MachineName,
     units: Vec<UnitName>,
+    /// Called when nobody reads what is printed any more.
+    unread: Arc<dyn Fn() + Send + Sync>,
     cursor: Arc<Mutex<Option<String>>>,
     running: Option<(JournalCloser, JoinHandle<io::Result<()>>)>,
 }
 
 impl Follower {
-    pub(super) fn new(name: MachineName, units: Vec<UnitName>) -> Self {
+    pub(super) fn new(
+        name: MachineName,
+        units: Vec<UnitName>,
+        unread: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
         Self {
             name,
             units,
+            unread: Arc::new(unread),
             cursor: Arc::default(),
             running: None,
         }
@@ -38,7 +44,14 @@ impl Follower {
         let closer = journal.closer();
         let cursor = Arc::clone(&self.cursor);
         let builder = std::thread::Builder::new().name(format!("journal-{}", self.name));
-        let thread = builder.spawn(move || print(journal, &cursor));
+        let unread = Arc::clone(&self.unread);
+        let thread = builder.spawn(move || {
+            let printed = print(journal, &cursor);
+            if printed.is_err() {
+                unread();
+            }
+            printed
+        });
         self.running = thread.ok().map(|thread| (closer, thread));
     }
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use nspawn_core::{Machine, MachineConfig, MachineError, MachineName, Phase, UnitName, UnitResult};
+use nspawn_core::{Machine, MachineError, MachineName, Phase, UnitName, UnitResult};
 use nspawn_image::{Cancel, Digest, ImageRef};
 
 use crate::error::{CommandError, Kind};
@@ -116,7 +116,14 @@ pub(crate) fn run(args: &UnitArgs, global: &Global) -> Result<u8, CommandError> 
         detached(&launched, &units, within, started, &mut progress)
     } else {
         let grace = Duration::from_secs(args.stop_timeout);
-        let result = attended(&launched, &config, &units, within, started, &mut progress);
+        let (stopping, name) = (host.clone(), config.name().clone());
+        let stopped_units = units.clone();
+        let follower = Follower::new(name.clone(), units.clone(), move || {
+            if let Ok(machine) = stopping.machine(&name) {
+                stop_units(&machine, &stopped_units);
+            }
+        });
+        let result = attended(&launched, follower, &units, within, started, &mut progress);
         let machine_status = stop(launched, grace, &mut progress)?;
         match result? {
             Some(0) if machine_status.is_some_and(asked_for) => {
@@ -144,13 +151,17 @@ fn machine_ended(
             progress.say(&format!("machine {name} was shut down"));
             Ok(0)
         }
+        Some(137) => {
+            let message = format!("machine {name} was killed");
+            Err(CommandError::new(Kind::Payload(137), message))
+        }
         Some(status) => {
             let message = format!("machine {name} ended with exit status {status}");
             Err(CommandError::new(Kind::Payload(status), message))
         }
         None => {
-            let message = format!("the process that owned machine {name} was killed");
-            Err(CommandError::new(Kind::Failure, message))
+            let message = format!("machine {name} was killed with the process that owned it");
+            Err(CommandError::new(Kind::Payload(137), message))
         }
     }
 }
@@ -181,14 +192,16 @@ fn watch_signals(
         }
         // a thread of its own, so that the second signal is heard meanwhile
         let units = units.clone();
-        std::thread::spawn(move || {
-            // the command sees them end, prints their last words and stops the machine
-            let stopped = units.iter().try_for_each(|unit| machine.stop_unit(unit));
-            if stopped.is_err() {
-                let _ = machine.stop(STOP_WITHIN);
-            }
-        });
+        std::thread::spawn(move || stop_units(&machine, &units));
     })
+}
+
+/// Stops the units: the command sees them end, prints their last words and stops the machine.
+fn stop_units(machine: &Machine, units: &[UnitName]) {
+    let stopped = units.iter().try_for_each(|unit| machine.stop_unit(unit));
+    if stopped.is_err() {
+        let _ = machine.stop(STOP_WITHIN);
+    }
 }
 
 fn say_addresses(machine: &Machine, progress: &mut Progress) {
@@ -228,14 +241,13 @@ fn detached(
 /// Follows the units to their end and returns their exit status; `None` where the machine ended first.
 fn attended(
     launched: &Launched,
-    config: &MachineConfig,
+    mut follower: Follower,
     units: &[UnitName],
     within: Duration,
     started: Instant,
     progress: &mut Progress,
 ) -> Result<Option<u8>, CommandError> {
     let machine = &launched.machine;
-    let mut follower = Follower::new(config.name().clone(), units.to_vec());
     let active = wait_active(machine, units, within, started, progress, &mut |begun| {
         if begun {
             follower.start(machine);
