@@ -261,8 +261,11 @@ pub(crate) fn connect(
         Err(error) if error.raw_os_error() == Some(sys::CONNECTED) => Ok(socket.into()),
         Err(error) => Err(error),
         Ok(mut child) => {
+            // it says nothing of its end where it is killed, as all of a machine's processes are at its end
             let _ = child.wait();
-            Err(io::ErrorKind::Other.into())
+            return Err(MachineError::Gone {
+                name: machine.name().clone(),
+            });
         }
     })
 }

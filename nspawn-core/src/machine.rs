@@ -6,20 +6,24 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::error::MachineError;
+use crate::error::{MachineError, SystemContext as _};
 use crate::exec::EXEC_CGROUP;
-use crate::guest::{Manager, Progress, UnitState};
+use crate::guest::{Manager, Progress, UnitState, Watched};
 use crate::host::Host;
 use crate::name::{MachineName, UnitName};
 use crate::process::{self, ProcessId};
 use crate::record::{self, Outcome, Phase, Places, Record};
 use crate::shared::Shared;
+use crate::sys;
 
 /// How long killed processes may take to be gone and tidied up after.
 pub(crate) const KILL_WITHIN: Duration = Duration::from_secs(30);
 
 /// How long the machine's systemd may take to listen, once its process runs.
 const BUS_WITHIN: Duration = Duration::from_secs(90);
+
+/// How long a PID 1 that closed its connections may take to end; after that it is taken to go on.
+const LOST_WITHIN: Duration = Duration::from_millis(500);
 
 /// Long enough to mean "no deadline".
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -179,8 +183,7 @@ impl Machine {
         let deadline = Instant::now()
             .checked_add(within)
             .unwrap_or_else(|| Instant::now() + FOREVER);
-        let manager = self.manager(deadline)?;
-        let verdict = manager.watch(units, deadline, |states, booted| {
+        let verdict = self.watch(units, deadline, |states, booted| {
             seen(states);
             let mut all_there = true;
             for (state, unit) in states.iter().zip(units) {
@@ -204,9 +207,6 @@ impl Machine {
             all_there.then_some(Ok(()))
         })?;
         verdict.unwrap_or_else(|| {
-            if self.has_ended() || self.leader_ended() {
-                return Err(self.gone());
-            }
             let names: Vec<&str> = units.iter().map(UnitName::as_str).collect();
             let what = format!("starting {}", names.join(", "));
             Err(MachineError::Deadline {
@@ -228,12 +228,7 @@ impl Machine {
         &self,
         units: &[UnitName],
     ) -> Result<Option<Vec<UnitResult>>, MachineError> {
-        let manager = match self.answering() {
-            Ok(manager) => manager,
-            Err(MachineError::Gone { .. }) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        manager.watch(units, Instant::now() + FOREVER, |states, booted| {
+        let ended = self.watch(units, Instant::now() + FOREVER, |states, booted| {
             let one = |(state, unit): (&UnitState, &UnitName)| match state.progress(booted) {
                 Progress::Ended { status, reason } | Progress::Failed { status, reason } => {
                     Some(UnitResult {
@@ -245,7 +240,38 @@ impl Machine {
                 Progress::Active | Progress::Waiting => None,
             };
             states.iter().zip(units).map(one).collect()
-        })
+        });
+        match ended {
+            Err(MachineError::Gone { .. }) => Ok(None),
+            other => other,
+        }
+    }
+
+    /// Asks `decide` about the units' states now and after each change; `None` where the deadline came first.
+    ///
+    /// A connection that is lost is made anew where the machine goes on: its systemd was executed anew.
+    fn watch<R>(
+        &self,
+        units: &[UnitName],
+        deadline: Instant,
+        mut decide: impl FnMut(&[UnitState], bool) -> Option<R>,
+    ) -> Result<Option<R>, MachineError> {
+        loop {
+            match self
+                .manager(deadline)?
+                .watch(units, deadline, &mut decide)?
+            {
+                Watched::Answer(answer) => return Ok(Some(answer)),
+                Watched::Deadline => return Ok(None),
+                Watched::Lost => {
+                    // the end of PID 1 follows that of its connections
+                    let soon = deadline.min(Instant::now() + LOST_WITHIN);
+                    if process::wait_end(&self.leader_fd, soon) {
+                        return Err(self.gone());
+                    }
+                }
+            }
+        }
     }
 
     /// Starts a unit of the machine.
@@ -325,8 +351,12 @@ impl Machine {
                 .child(EXEC_CGROUP)
                 .kill(&self.host.cgroups, Instant::now() + KILL_WITHIN)?;
         }
-        // systemd-nspawn answers it with SIGRTMIN+3 to the machine's PID 1: halt
-        process::send_signal(&self.supervisor, Signal::TERM)?;
+        match sys::ask_to_halt(self.leader_fd()) {
+            Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
+                return Err(error).doing("ask the machine's PID 1 to halt");
+            }
+            _ => {}
+        }
         if !process::wait_end(&self.supervisor, Instant::now() + grace) {
             return self.kill();
         }

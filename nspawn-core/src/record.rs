@@ -36,9 +36,9 @@ use crate::user_range::UserRange;
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Phase {
-    /// Being prepared or booting.
+    /// Being prepared.
     Starting,
-    /// Its boot is done.
+    /// Its PID 1 runs; what its units do is for them to say.
     Running,
     /// It has ended; the record is kept for `wait` and `list`.
     Ended,

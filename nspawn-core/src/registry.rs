@@ -47,6 +47,10 @@ impl Host {
                 record.leader.is_some() || record.phase == Phase::Ended
             })
         })?;
+        if !ready {
+            // a folder made by the waiting itself
+            let _ = std::fs::remove_dir(&places.run);
+        }
         match last {
             Some(record) if ready && record.phase != Phase::Ended => {
                 Machine::attached(self, &record)

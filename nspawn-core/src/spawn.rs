@@ -327,7 +327,10 @@ impl Job {
                 .and_then(|addresses| systemd_host::link_index(&addresses.link));
             systemd_host::register(name, leader.pid, link.as_slice())?;
         }
-        shared.change(|record| record.leader = Some(leader))?;
+        shared.change(|record| {
+            record.leader = Some(leader);
+            record.phase = Phase::Running;
+        })?;
         Machine::owned(&self.host, Arc::clone(shared))
     }
 
@@ -399,11 +402,6 @@ fn listen(socket: &NotifySocket, supervisor: &OwnedFd, shared: &Shared, reporter
                 reporter.event(Event::Status(status));
             }
             if message.ready {
-                let _ = shared.change(|record| {
-                    if record.phase == Phase::Starting {
-                        record.phase = Phase::Running;
-                    }
-                });
                 reporter.event(Event::Booted);
             }
         }

@@ -133,6 +133,32 @@ pub(crate) fn mount_id_map(
     }
 }
 
+/// Asks a machine's PID 1 to halt. Asking again changes nothing, unlike a second SIGTERM to systemd-nspawn.
+///
+/// # Errors
+///
+/// `ESRCH` where it has ended. Source: systemd(1), "SIGRTMIN+3"; pidfd_send_signal(2).
+pub(crate) fn ask_to_halt(leader: BorrowedFd<'_>) -> io::Result<()> {
+    // JUSTIFICATION: rustix leaves real-time signals to the C library, which numbers them.
+    let signal = libc::SIGRTMIN() + 3;
+    let no_information = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: takes integers and no information.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            leader.as_raw_fd(),
+            signal,
+            no_information,
+            0,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
 /// What a machine's first process does between fork and exec.
 #[derive(Debug)]
 pub(crate) struct SupervisorSetup {
@@ -225,7 +251,10 @@ impl GuestEntry {
                 self.become_guest()
             }
             ..0 => Err(io::Error::last_os_error()),
-            _ => attend(libc::pid_t::try_from(child).unwrap_or(-1)),
+            _ => attend(
+                libc::pid_t::try_from(child).unwrap_or(-1),
+                self.leader.as_raw_fd(),
+            ),
         }
     }
 
@@ -253,12 +282,17 @@ impl GuestEntry {
     }
 }
 
-/// Waits for a child, passes signals on to it and ends as it did; holds nothing open meanwhile.
+/// Waits for a child, passes signals on to it and ends as it did; holds nothing open meanwhile but `leader`.
 ///
 /// All signals are blocked.
-fn attend(child: libc::pid_t) -> ! {
-    // SAFETY: takes integers; nothing here uses a descriptor any more.
-    unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0) };
+fn attend(child: libc::pid_t, leader: libc::c_int) -> ! {
+    // SAFETY: take integers; nothing here uses another descriptor any more.
+    unsafe {
+        if leader > 0 {
+            libc::syscall(libc::SYS_close_range, 0, leader - 1, 0);
+        }
+        libc::syscall(libc::SYS_close_range, leader + 1, u32::MAX, 0);
+    }
     // SAFETY: an array of integers, for which zero is a value; filled by the next call.
     let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: the set is ours, alive for the call.
@@ -276,6 +310,17 @@ fn attend(child: libc::pid_t) -> ! {
         let waited = unsafe { libc::waitpid(child, &raw mut status, libc::WNOHANG) };
         if waited == 0 {
             continue;
+        }
+        // at a shutdown the machine's PID 1 waits for this child to be gone, and is told of its own children alone
+        // SAFETY: takes integers and no information; the descriptor was kept open for this.
+        unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                leader,
+                libc::SIGCHLD,
+                std::ptr::null::<libc::siginfo_t>(),
+                0,
+            );
         }
         if waited == child && libc::WIFSIGNALED(status) {
             let signal = libc::WTERMSIG(status);

@@ -35,6 +35,16 @@ const PRIVATE_SOCKET: &str = "/run/systemd/private";
 /// How long a single answer may take; systemd answers from memory.
 const ANSWER: Duration = Duration::from_secs(30);
 
+/// How watching units came to an end.
+pub(crate) enum Watched<R> {
+    /// There was an answer.
+    Answer(R),
+    /// The deadline came first.
+    Deadline,
+    /// The other end is gone: the machine has ended, or its systemd executes itself anew.
+    Lost,
+}
+
 /// A connection to a systemd manager.
 pub(crate) struct Manager {
     connection: Connection,
@@ -144,41 +154,45 @@ impl Manager {
     }
 
     /// Asks `decide` about the units' states now and after each change, until it answers.
-    ///
-    /// `None` where the deadline came first or the connection ended.
     pub(crate) fn watch<R>(
         &self,
         names: &[UnitName],
         deadline: Instant,
         mut decide: impl FnMut(&[UnitState], bool) -> Option<R>,
-    ) -> Result<Option<R>, MachineError> {
+    ) -> Result<Watched<R>, MachineError> {
         loop {
-            let states = names
+            let asked = names
                 .iter()
                 .map(|name| self.unit(name))
                 .collect::<Result<Vec<_>, _>>();
-            let states = match states {
-                Ok(states) => states,
-                Err(_) if self.connection.is_closed() => return Ok(None),
+            let asked = asked.and_then(|states| Ok((states, self.is_booted()?)));
+            let (states, booted) = match asked {
+                Ok(both) => both,
+                Err(error) if self.is_lost(&error) => return Ok(Watched::Lost),
                 Err(error) => return Err(error),
             };
-            let booted = self.is_booted()?;
             if let Some(answer) = decide(&states, booted) {
-                return Ok(Some(answer));
+                return Ok(Watched::Answer(answer));
             }
-            if !self.wait_change(deadline) {
-                return Ok(None);
+            let left = deadline.saturating_duration_since(Instant::now());
+            let changed = async { tokio::time::timeout(left, self.changed.notified()).await };
+            if self.runtime.block_on(changed).is_err() {
+                return Ok(Watched::Deadline);
+            }
+            if self.connection.is_closed() {
+                return Ok(Watched::Lost);
             }
         }
     }
 
-    /// Waits for a signal that may change a unit's state; `false` at the deadline or the connection's end.
-    fn wait_change(&self, deadline: Instant) -> bool {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let changed = self
-            .runtime
-            .block_on(async { tokio::time::timeout(left, self.changed.notified()).await });
-        changed.is_ok() && !self.connection.is_closed()
+    /// Whether an error means that the other end is gone.
+    fn is_lost(&self, error: &MachineError) -> bool {
+        let cut = |source: &Cause| {
+            let source = source.downcast_ref::<zbus::Error>();
+            matches!(source, Some(zbus::Error::InputOutput(_)))
+        };
+        self.connection.is_closed()
+            || matches!(error, MachineError::Bus { source, .. } if cut(source))
     }
 
     fn call<B, R>(

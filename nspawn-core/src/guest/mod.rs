@@ -10,4 +10,4 @@ mod unit_state;
 
 pub use unit_state::{Progress, UnitState};
 
-pub(crate) use bus::{Manager, bus_error, runtime};
+pub(crate) use bus::{Manager, Watched, bus_error, runtime};
