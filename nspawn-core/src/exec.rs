@@ -274,7 +274,10 @@ fn open_terminal(machine: &Machine) -> Result<(File, OwnedFd), MachineError> {
     let found = found.ok().map(File::from).and_then(|file| {
         let meta = file.metadata().ok()?;
         let is_multiplexer = meta.file_type().is_char_device()
-            && (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev())) == MULTIPLEXER;
+            && (
+                rustix::fs::major(meta.rdev()),
+                rustix::fs::minor(meta.rdev()),
+            ) == MULTIPLEXER;
         is_multiplexer.then_some((file, meta.uid()))
     });
     let (path, owner) = match &found {

@@ -142,6 +142,12 @@ impl Host {
         let record = self.record(name)?;
         let owner = record.owner.open().ok();
         let places = Places::of(&self.dirs, name);
+        // without an owner nothing changes any more
+        let within = if owner.is_some() {
+            within
+        } else {
+            Duration::ZERO
+        };
         let mut last = Some(record);
         let owner_fd = owner.as_ref().map(|fd| fd.as_fd());
         let ended = places.wait_record(Instant::now() + within, owner_fd, |record| {
@@ -151,6 +157,11 @@ impl Host {
             }
             ended
         })?;
+        if owner.is_none()
+            && let Some(record) = places.read_record()?
+        {
+            last = Some(record);
+        }
         // a folder made by the waiting itself
         let _ = std::fs::remove_dir(&places.run);
         if !ended && owner.as_ref().is_some_and(|fd| !process::has_ended(fd)) {
@@ -176,7 +187,7 @@ impl Host {
             return Err(MachineError::NoMachine { name: name.clone() });
         }
         let _lock = places
-            .lock()?
+            .lock_ended()?
             .ok_or_else(|| MachineError::NameTaken { name: name.clone() })?;
         record::clear(&places, &self.cgroups, Instant::now() + KILL_WITHIN)?;
         places.remove_state()?;
@@ -195,7 +206,7 @@ impl Host {
         if !places.run.exists() {
             return Ok(());
         }
-        let Some(_lock) = places.lock()? else {
+        let Some(_lock) = places.lock_ended()? else {
             return Ok(());
         };
         record::clear(&places, &self.cgroups, Instant::now() + KILL_WITHIN)?;
@@ -229,7 +240,7 @@ impl Host {
                 continue;
             }
             // a name that is held is a machine that runs
-            let Some(_lock) = places.lock()? else {
+            let Some(_lock) = places.lock_ended()? else {
                 continue;
             };
             record::clear(&places, &self.cgroups, Instant::now() + KILL_WITHIN)?;
@@ -381,15 +392,17 @@ impl Machine {
             let mut all_there = true;
             for (state, unit) in states.iter().zip(units) {
                 match state.progress(booted) {
-                    Progress::Failed { reason, .. } => {
+                    Progress::Failed { status, reason } => {
                         return Some(Err(MachineError::UnitFailed {
                             unit: unit.clone(),
+                            status,
                             reason,
                         }));
                     }
                     Progress::Ended { status, reason } if status != 0 => {
                         return Some(Err(MachineError::UnitFailed {
                             unit: unit.clone(),
+                            status,
                             reason,
                         }));
                     }
@@ -571,7 +584,7 @@ impl Machine {
                 },
                 |outcome| outcome.map(drop).ok_or_else(late),
             )?;
-        if let Some(_lock) = self.places.lock()? {
+        if let Some(_lock) = self.places.lock_ended()? {
             let ended = self
                 .places
                 .read_record()?

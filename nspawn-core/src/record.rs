@@ -17,7 +17,7 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -30,6 +30,9 @@ use crate::name::{MachineName, UnitName};
 use crate::network::Addresses;
 use crate::process::ProcessId;
 use crate::user_range::UserRange;
+
+/// How long an owner may take from the record of a machine's end to letting go of its name.
+const LET_GO_WITHIN: Duration = Duration::from_secs(5);
 
 /// Where a machine stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -176,6 +179,30 @@ impl Places {
             }
         }
         Err(io::Error::from(io::ErrorKind::ResourceBusy)).at("lock", &path)
+    }
+
+    /// Takes the machine's name, as [`lock`](Self::lock) does; waits for an owner that has put the machine's end on
+    /// record to let go of it, which is the last thing it does.
+    pub(crate) fn lock_ended(&self) -> Result<Option<Lock>, MachineError> {
+        let deadline = Instant::now() + LET_GO_WITHIN;
+        make_private(&self.run)?;
+        let watch =
+            Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).doing("watch files")?;
+        watch
+            .add_watch(&self.run, AddWatchFlags::IN_CLOSE_WRITE)
+            .at("watch", &self.run)?;
+        loop {
+            if let Some(lock) = self.lock()? {
+                return Ok(Some(lock));
+            }
+            let has_ended = self
+                .read_record()?
+                .is_some_and(|record| record.phase == Phase::Ended);
+            if !has_ended || crate::wait::first_readable(&[watch.as_fd()], deadline)?.is_none() {
+                return Ok(None);
+            }
+            let _ = watch.read_events();
+        }
     }
 
     /// Removes what a machine leaves in the run folder, the lock last.

@@ -78,17 +78,15 @@ impl Host {
         let name = config.name();
         let places = Places::of(&self.dirs, name);
         let taken = || MachineError::NameTaken { name: name.clone() };
-        let lock = places.lock()?.ok_or_else(taken)?;
+        let lock = places.lock_ended()?.ok_or_else(taken)?;
         if self.init_is_systemd && systemd_host::is_registered(name)? {
             return Err(taken());
         }
         record::clear(&places, &self.cgroups, Instant::now() + KILL_WITHIN)?;
-        let record = self
-            .new_record(config, &places, options)
-            .inspect_err(|_| {
-                // a failure of the clean-up must not hide what went wrong
-                let _ = places.remove_run();
-            })?;
+        let record = self.new_record(config, &places, options).inspect_err(|_| {
+            // a failure of the clean-up must not hide what went wrong
+            let _ = places.remove_run();
+        })?;
         let mut job = Job {
             host: self.clone(),
             config: config.clone(),
