@@ -97,7 +97,10 @@ impl Scene {
 
     /// A unit file of a service that runs a shell script, with more lines for its section `[Service]`.
     pub fn service(&self, name: &str, script: &str, settings: &str) -> PathBuf {
-        let quoted = script.replace('\\', "\\\\").replace('%', "%%").replace('$', "$$");
+        let quoted = script
+            .replace('\\', "\\\\")
+            .replace('%', "%%")
+            .replace('$', "$$");
         let quoted = quoted.replace('"', "\\\"").replace('\n', "\\n");
         self.write(
             name,
@@ -200,9 +203,10 @@ impl Scene {
 
 fn base36(number: u32) -> String {
     let digit = |value: u32| char::from_digit(value, 36).unwrap_or('0');
-    let mut digits: Vec<char> = std::iter::successors(Some(number), |n| (*n >= 36).then_some(n / 36))
-        .map(|n| digit(n % 36))
-        .collect();
+    let mut digits: Vec<char> =
+        std::iter::successors(Some(number), |n| (*n >= 36).then_some(n / 36))
+            .map(|n| digit(n % 36))
+            .collect();
     digits.reverse();
     digits.into_iter().collect()
 }

@@ -17,12 +17,17 @@ fn root_exec_is_as_if_it_ran_here() {
     let scene = Scene::new();
     let unit = scene.script("idle.service", "exec sleep 600");
     let name = scene.name("idle");
-    scene.run_unit(&unit, &["--network", "none", "--detach"]).expect_code(0);
+    scene
+        .run_unit(&unit, &["--network", "none", "--detach"])
+        .expect_code(0);
     let sh = |script: &str| scene.command(["exec", &name, "--", "/bin/sh", "-c", script]);
 
     let streams = sh("cat; echo out; echo err >&2").stdin("in\n").run();
     streams.expect_code(0);
-    assert_eq!((streams.stdout.as_str(), streams.stderr.as_str()), ("in\nout\n", "err\n"));
+    assert_eq!(
+        (streams.stdout.as_str(), streams.stderr.as_str()),
+        ("in\nout\n", "err\n")
+    );
 
     let bytes: Vec<u8> = (0..=255).cycle().take(300_000).collect();
     let sum = sh("sha256sum").stdin(bytes.clone()).run();
@@ -38,7 +43,11 @@ fn root_exec_is_as_if_it_ran_here() {
     ] {
         let finished = sh(script).run();
         finished.expect_code(code);
-        assert_eq!((finished.stdout.as_str(), finished.stderr.as_str()), ("", ""), "{script}");
+        assert_eq!(
+            (finished.stdout.as_str(), finished.stderr.as_str()),
+            ("", ""),
+            "{script}"
+        );
     }
     for program in ["/does/not/exist", "no-such-program", "/etc"] {
         scene
@@ -55,7 +64,10 @@ fn root_exec_is_as_if_it_ran_here() {
         .command(["exec", &name, "-e", "A=1 2", "--env", "B=$x%n", "--", "env"])
         .env("LEAKED", "yes")
         .run();
-    env.expect_code(0).expect_stdout("A=1 2\n").expect_stdout("B=$x%n\n").expect_stdout("HOME=/root\n");
+    env.expect_code(0)
+        .expect_stdout("A=1 2\n")
+        .expect_stdout("B=$x%n\n")
+        .expect_stdout("HOME=/root\n");
     assert!(!env.stdout.contains("LEAKED"), "{}", env.stdout);
     scene
         .run(["exec", &name, "-e", "novalue", "--", "env"])
@@ -63,7 +75,8 @@ fn root_exec_is_as_if_it_ran_here() {
         .expect_stderr("NAME=VALUE");
 
     // in the machine's namespaces, as its root, seen by its systemd
-    let inside = sh("cat /proc/1/comm; id -u; hostname; systemctl is-active idle.service; pwd").run();
+    let inside =
+        sh("cat /proc/1/comm; id -u; hostname; systemctl is-active idle.service; pwd").run();
     assert_eq!(
         inside.stdout,
         format!("systemd\n0\n{name}\nactive\n/\n"),
@@ -72,7 +85,10 @@ fn root_exec_is_as_if_it_ran_here() {
     );
 
     // a program that is left running does not outlive the machine, nor hold it
-    sh("sleep 600 >/dev/null 2>&1 & echo left").run().expect_code(0).expect_stdout("left");
+    sh("sleep 600 >/dev/null 2>&1 & echo left")
+        .run()
+        .expect_code(0)
+        .expect_stdout("left");
     let stopped = scene.run(["stop", &name]);
     stopped.expect_code(0);
     assert!(stopped.elapsed.as_secs() < 8, "{}", stopped.transcript());
@@ -95,12 +111,20 @@ fn root_exec_on_a_terminal_has_its_size_and_status() {
     let scene = Scene::new();
     let unit = scene.script("idle.service", "exec sleep 600");
     let name = scene.name("idle");
-    scene.run_unit(&unit, &["--network", "none", "--detach"]).expect_code(0);
+    scene
+        .run_unit(&unit, &["--network", "none", "--detach"])
+        .expect_code(0);
     let program = nspawn_tests::cli::program();
     let root = scene.cli().root().to_str().unwrap();
     let run_root = scene.cli().run_root().to_str().unwrap();
     let on_terminal = |arguments: &[&str], typed: &str| {
-        let mut words = vec![program.to_str().unwrap(), "--root", root, "--run-root", run_root];
+        let mut words = vec![
+            program.to_str().unwrap(),
+            "--root",
+            root,
+            "--run-root",
+            run_root,
+        ];
         words.extend(arguments);
         let line = format!("stty rows 33 cols 77; {}", quoted(&words));
         Invocation::new("script")
@@ -111,9 +135,23 @@ fn root_exec_on_a_terminal_has_its_size_and_status() {
     };
     let look = "test -t 0 && test -t 1 && test -t 2 && stty size && tty && exit 5";
     let finished = on_terminal(&["exec", "-t", &name, "--", "sh", "-c", look], "");
-    finished.expect_code(5).expect_stdout("33 77\r\n").expect_stdout("/dev/pts/");
+    finished
+        .expect_code(5)
+        .expect_stdout("33 77\r\n")
+        .expect_stdout("/dev/pts/");
 
-    let typed = on_terminal(&["exec", "-t", &name, "--", "sh", "-c", "read line; echo got $line"], "hello\n");
+    let typed = on_terminal(
+        &[
+            "exec",
+            "-t",
+            &name,
+            "--",
+            "sh",
+            "-c",
+            "read line; echo got $line",
+        ],
+        "hello\n",
+    );
     typed.expect_code(0).expect_stdout("got hello");
 
     let shell = on_terminal(&["shell", &name], "hostname; exit 9\n");
@@ -121,11 +159,22 @@ fn root_exec_on_a_terminal_has_its_size_and_status() {
 
     // without a terminal of ours, -t still gives the program one
     let plain = scene
-        .command(["exec", "-t", &name, "--", "sh", "-c", "test -t 1 && echo yes"])
+        .command([
+            "exec",
+            "-t",
+            &name,
+            "--",
+            "sh",
+            "-c",
+            "test -t 1 && echo yes",
+        ])
         .run();
     plain.expect_code(0).expect_stdout("yes");
     // and without -t a terminal of ours is passed on as it is
-    let passed = on_terminal(&["exec", &name, "--", "sh", "-c", "test -t 0 && stty size"], "");
+    let passed = on_terminal(
+        &["exec", &name, "--", "sh", "-c", "test -t 0 && stty size"],
+        "",
+    );
     passed.expect_code(0).expect_stdout("33 77");
     scene.run(["kill", &name]).expect_code(0);
     scene.run(["remove", &name]).expect_code(0);

@@ -57,13 +57,20 @@ fn root_an_image_is_downloaded_once() {
         let before = server.requests().len();
         let again = scene.run_unit(&unit, &options);
         again.expect_code(0);
-        assert_eq!(server.requests().len(), before, "{path}: a stored image was asked for");
+        assert_eq!(
+            server.requests().len(),
+            before,
+            "{path}: a stored image was asked for"
+        );
 
         let refreshed = scene.unit(&unit, &options).arg("--refresh").run();
         refreshed.expect_code(0);
         let asked = server.requests().split_off(before);
         assert!(
-            !asked.is_empty() && asked.iter().all(|r| r.header("if-none-match") == Some("\"v1\"")),
+            !asked.is_empty()
+                && asked
+                    .iter()
+                    .all(|r| r.header("if-none-match") == Some("\"v1\"")),
             "{asked:?}"
         );
     }
@@ -71,7 +78,11 @@ fn root_an_image_is_downloaded_once() {
     let images: serde_json::Value = serde_json::from_str(&list.stdout).unwrap();
     let images = images.as_array().unwrap();
     assert_eq!(images.len(), files.len(), "{}", list.stdout);
-    assert!(images.iter().all(|image| image["in_use"] == false), "{}", list.stdout);
+    assert!(
+        images.iter().all(|image| image["in_use"] == false),
+        "{}",
+        list.stdout
+    );
     scene.end();
 }
 
@@ -87,8 +98,15 @@ fn root_images_are_pulled_named_used_and_removed() {
         .run();
     pulled.expect_code(0);
     let path = std::path::Path::new(pulled.stdout.trim_end());
-    assert!(path.starts_with(scene.cli().root()) && path.exists(), "{}", pulled.transcript());
-    scene.run(["image", "list"]).expect_code(0).expect_stdout("deb");
+    assert!(
+        path.starts_with(scene.cli().root()) && path.exists(),
+        "{}",
+        pulled.transcript()
+    );
+    scene
+        .run(["image", "list"])
+        .expect_code(0)
+        .expect_stdout("deb");
 
     let unit = scene.script("stays.service", "exec sleep 600");
     let name = scene.name("stays");
@@ -106,7 +124,10 @@ fn root_images_are_pulled_named_used_and_removed() {
     scene.run(["remove", &name]).expect_code(0);
     scene.run(["image", "remove", "deb"]).expect_code(0);
     assert!(!path.exists());
-    scene.run_unit(&unit, &options).expect_code(125).expect_stderr("no image \"deb\"");
+    scene
+        .run_unit(&unit, &options)
+        .expect_code(125)
+        .expect_stderr("no image \"deb\"");
     scene.end();
 }
 
@@ -130,7 +151,9 @@ fn root_two_machines_share_a_base_and_change_none_of_it() {
                 "test ! -e /etc/mark && echo {text} > /etc/mark && rm /etc/debian_version && exec sleep 600"
             );
             let unit = scene.script(&format!("{stem}.service"), &script);
-            scene.run_unit(&unit, &["--image", image, "--detach"]).expect_code(0);
+            scene
+                .run_unit(&unit, &["--image", image, "--detach"])
+                .expect_code(0);
             names.push((scene.name(stem), text));
         }
         for (name, text) in &names {
@@ -141,11 +164,17 @@ fn root_two_machines_share_a_base_and_change_none_of_it() {
             scene.run(["stop", name]).expect_code(0);
             scene.run(["remove", name]).expect_code(0);
         }
-        let again = scene.script("one.service", "test ! -e /etc/mark -a -e /etc/debian_version");
+        let again = scene.script(
+            "one.service",
+            "test ! -e /etc/mark -a -e /etc/debian_version",
+        );
         scene.run_unit(&again, &["--image", image]).expect_code(0);
     }
     assert_eq!(blob.metadata().unwrap().modified().unwrap(), written);
-    assert_eq!(Debian::Raw.path().metadata().unwrap().modified().unwrap(), before);
+    assert_eq!(
+        Debian::Raw.path().metadata().unwrap().modified().unwrap(),
+        before
+    );
     scene.end();
 }
 
@@ -165,7 +194,9 @@ fn root_kept_changes_are_there_again() {
     }
     // a kill in between loses nothing that was written down
     let killed = scene.script("kept.service", "echo y >> /var/lib/count; sync; kill -9 $$");
-    scene.run_unit(&killed, &["--image", raw, "--persist"]).expect_code(137);
+    scene
+        .run_unit(&killed, &["--image", raw, "--persist"])
+        .expect_code(137);
     let count = scene.script("kept.service", script);
     let finished = scene.run_unit(&count, &["--image", raw, "--persist"]);
     assert_eq!(finished.stdout, "5\nroot\n", "{}", finished.transcript());

@@ -2,7 +2,13 @@
 
 mod detached;
 mod exec;
+mod faults;
 mod fixture;
 mod images;
+mod killed;
+mod network;
+mod on_systemd;
+mod options;
 mod results;
+mod signals;
 mod systemd_host;

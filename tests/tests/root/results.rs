@@ -162,7 +162,10 @@ fn root_a_quiet_command_says_nothing() {
     let unit = scene.script("quiet.service", "echo payload");
     let finished = scene.unit(&unit, &QUICK).arg("--quiet").run();
     finished.expect_code(0);
-    assert_eq!((finished.stdout.as_str(), finished.stderr.as_str()), ("payload\n", ""));
+    assert_eq!(
+        (finished.stdout.as_str(), finished.stderr.as_str()),
+        ("payload\n", "")
+    );
     scene.end();
 }
 
@@ -216,19 +219,26 @@ fn root_several_units_run_in_one_machine() {
          ExecStart=/bin/sh -c 'until [ -e /run/first ]; do sleep 0.1; done; echo saw $(cat /run/first)'\n\
          ExecStartPost=/bin/systemctl stop first.service\n",
     );
-    let finished = scene
-        .unit(&server, &QUICK)
-        .arg(&client)
-        .run();
+    let finished = scene.unit(&server, &QUICK).arg(&client).run();
     finished.expect_code(0);
     let mut lines: Vec<&str> = finished.stdout.lines().collect();
     lines.sort_unstable();
-    assert_eq!(lines, ["from first", "saw first"], "{}", finished.transcript());
+    assert_eq!(
+        lines,
+        ["from first", "saw first"],
+        "{}",
+        finished.transcript()
+    );
 
     // one of several fails: its status is the command's
     let bad = scene.script("bad.service", "exit 6");
     let good = scene.script("good.service", "exit 0");
-    scene.unit(&good, &QUICK).arg(&bad).run().expect_code(6).expect_stderr("bad.service");
+    scene
+        .unit(&good, &QUICK)
+        .arg(&bad)
+        .run()
+        .expect_code(6)
+        .expect_stderr("bad.service");
     scene.end();
 }
 
@@ -241,7 +251,11 @@ fn root_a_machine_that_shuts_itself_down_ends_the_command() {
         "echo last words; systemctl poweroff; exec sleep 600",
     );
     let finished = scene.run_unit(&unit, &QUICK);
-    assert!(finished.stdout.contains("last words\n"), "{}", finished.transcript());
+    assert!(
+        finished.stdout.contains("last words\n"),
+        "{}",
+        finished.transcript()
+    );
     // the unit was ended by the shutdown, as systemd ends it
     finished.expect_code(0);
     scene.end();
@@ -255,9 +269,18 @@ fn root_templates_and_drop_ins_beside_the_unit_count() {
         "web@.service",
         "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'echo instance %i $$COLOR $$SIZE'\n",
     );
-    scene.write("web@.service.d/10-all.conf", "[Service]\nEnvironment=COLOR=red SIZE=big\n");
-    scene.write("web@blue.service.d/20-one.conf", "[Service]\nEnvironment=COLOR=blue\n");
-    for (instance, line) in [("1", "instance 1 red big\n"), ("blue", "instance blue blue big\n")] {
+    scene.write(
+        "web@.service.d/10-all.conf",
+        "[Service]\nEnvironment=COLOR=red SIZE=big\n",
+    );
+    scene.write(
+        "web@blue.service.d/20-one.conf",
+        "[Service]\nEnvironment=COLOR=blue\n",
+    );
+    for (instance, line) in [
+        ("1", "instance 1 red big\n"),
+        ("blue", "instance blue blue big\n"),
+    ] {
         let file = scene.dir().join(format!("web@{instance}.service"));
         let finished = scene.run_unit(&file, &QUICK);
         finished.expect_code(0);
@@ -277,7 +300,12 @@ fn root_a_masked_unit_does_not_start() {
     );
     let finished = scene.run_unit(
         &unit,
-        &["--network", "none", "--mask", "systemd-tmpfiles-clean.timer"],
+        &[
+            "--network",
+            "none",
+            "--mask",
+            "systemd-tmpfiles-clean.timer",
+        ],
     );
     finished.expect_code(0).expect_stdout("masked\n");
     scene.end();
@@ -297,7 +325,9 @@ fn root_a_reader_of_the_output_that_goes_away_ends_the_machine() {
         unit.display(),
     );
     let line = format!("set -o pipefail; {line}");
-    let finished = nspawn_tests::cli::Invocation::new("bash").args(["-c", &line]).run();
+    let finished = nspawn_tests::cli::Invocation::new("bash")
+        .args(["-c", &line])
+        .run();
     // as the shell has it of a program that SIGPIPE ended
     finished.expect_code(141);
     assert_eq!(finished.stdout, "y\n", "{}", finished.transcript());
