@@ -185,13 +185,11 @@ impl Places {
     /// record to let go of it, which is the last thing it does.
     pub(crate) fn lock_ended(&self) -> Result<Option<Lock>, MachineError> {
         let deadline = Instant::now() + LET_GO_WITHIN;
-        make_private(&self.run)?;
-        let watch =
-            Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).doing("watch files")?;
-        watch
-            .add_watch(&self.run, AddWatchFlags::IN_CLOSE_WRITE)
-            .at("watch", &self.run)?;
         loop {
+            let watch = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
+                .doing("watch files")?;
+            // no folder: nobody to wait for
+            let _ = watch.add_watch(&self.run, AddWatchFlags::IN_CLOSE_WRITE);
             if let Some(lock) = self.lock()? {
                 return Ok(Some(lock));
             }
@@ -201,7 +199,6 @@ impl Places {
             if !has_ended || crate::wait::first_readable(&[watch.as_fd()], deadline)?.is_none() {
                 return Ok(None);
             }
-            let _ = watch.read_events();
         }
     }
 
@@ -227,33 +224,43 @@ impl Places {
     /// Waits until `done` says so of the record; `false` where the deadline, the end of the folder or that of
     /// the process behind `owner` came first.
     ///
-    /// `done` is asked first and after each change.
+    /// `done` is asked first and after each change. With `make`, the folder is made where it is not there yet.
     pub(crate) fn wait_record(
         &self,
         deadline: Instant,
         owner: Option<BorrowedFd<'_>>,
+        make: bool,
         mut done: impl FnMut(Option<&Record>) -> bool,
     ) -> Result<bool, MachineError> {
-        let watch =
-            Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).doing("watch files")?;
         let what =
             AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_DELETE_SELF;
-        make_private(&self.run)?;
-        watch.add_watch(&self.run, what).at("watch", &self.run)?;
         loop {
+            if make {
+                make_private(&self.run)?;
+            }
             let owner_ended = owner.is_some_and(crate::process::has_ended);
+            // a new watch each time: the folder may be another one by now
+            let watch = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
+                .doing("watch files")?;
+            let is_watched = match watch.add_watch(&self.run, what) {
+                Ok(_) => true,
+                Err(nix::errno::Errno::ENOENT) => false,
+                Err(error) => return Err(error).at("watch", &self.run),
+            };
             let record = self.read_record()?;
             if done(record.as_ref()) {
                 return Ok(true);
             }
-            if owner_ended || !self.run.exists() {
+            if owner_ended || !(is_watched || make) {
                 return Ok(false);
+            }
+            if !is_watched {
+                continue;
             }
             let fds: Vec<BorrowedFd<'_>> = std::iter::once(watch.as_fd()).chain(owner).collect();
             if crate::wait::first_readable(&fds, deadline)?.is_none() {
                 return Ok(false);
             }
-            let _ = watch.read_events();
         }
     }
 }
