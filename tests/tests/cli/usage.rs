@@ -47,7 +47,10 @@ fn usage_errors_are_told_with_status_2() {
             vec!["1 to 64 characters", "65"],
         ),
         (vec!["unit", "a.service", "--name", ""], vec!["--name"]),
-        (vec!["unit", "a.service", "--name", "-a"], vec!["--name"]),
+        (
+            vec!["unit", "a.service", "--name=-a"],
+            vec!["begin or end with"],
+        ),
         (
             vec!["unit", "a.service", "--name", "a..b"],
             vec!["parts between dots"],

@@ -6,6 +6,7 @@ mod faults;
 mod fixture;
 mod images;
 mod killed;
+mod library;
 mod network;
 mod on_systemd;
 mod options;
