@@ -5,7 +5,6 @@
 //! lives on: under systemd as a transient service, elsewhere as a process of its own session.
 
 use std::io::Write as _;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
@@ -60,9 +59,12 @@ pub(crate) fn launch(
     within: Duration,
     seen: impl FnMut(&Record),
 ) -> Result<Launched, CommandError> {
-    host.clear_ended(config.name())?;
-    let order_file = write_order(host, order)?;
     let on_systemd = order.detached && host.init_is_systemd();
+    if on_systemd {
+        // the owner's process is not known there, and the record of an earlier one must not be taken for its own
+        host.clear_ended(config.name())?;
+    }
+    let order_file = write_order(host, order)?;
     let mut command = monitor_command(host, config, &order_file, on_systemd)?;
     let started = command.spawn().map_err(|error| {
         CommandError::new(
@@ -75,7 +77,7 @@ pub(crate) fn launch(
         let _ = std::fs::remove_file(&order_file);
     })?;
     let mut monitor = None;
-    let mut owner: Option<OwnedFd> = None;
+    let mut owner = None;
     if on_systemd {
         let status = child.wait();
         if !status.as_ref().is_ok_and(std::process::ExitStatus::success) {
@@ -84,16 +86,11 @@ pub(crate) fn launch(
             return Err(take_report(&order_file).unwrap_or(error));
         }
     } else {
-        owner = nspawn_core::ProcessId::of(child.id()).and_then(|process| process.open().ok());
+        owner = nspawn_core::ProcessId::of(child.id());
         let lifeline = child.stdin.take();
         monitor = Some(Monitor { child, lifeline });
     }
-    let machine = host.wait_started(
-        config.name(),
-        owner.as_ref().map(|fd| fd.as_fd()),
-        within,
-        seen,
-    );
+    let machine = host.wait_started(config.name(), owner, within, seen);
     match machine {
         Ok(machine) => {
             if order.detached {
@@ -105,6 +102,11 @@ pub(crate) fn launch(
         Err(error) => {
             if let Some(mut monitor) = monitor {
                 drop(monitor.lifeline.take());
+                if order.detached {
+                    // a detached one does not watch its lifeline
+                    let pid = nix::unistd::Pid::from_raw(monitor.child.id().cast_signed());
+                    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+                }
                 let _ = monitor.child.wait();
             }
             Err(take_report(&order_file).unwrap_or_else(|| error.into()))

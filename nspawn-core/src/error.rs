@@ -110,6 +110,8 @@ pub enum MachineError {
     UnitFailed {
         /// The unit.
         unit: UnitName,
+        /// Its exit status, or 128 and its signal; never 0.
+        status: u8,
         /// What systemd says about it.
         reason: String,
     },

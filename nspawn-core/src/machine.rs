@@ -188,15 +188,17 @@ impl Machine {
             let mut all_there = true;
             for (state, unit) in states.iter().zip(units) {
                 match state.progress(booted) {
-                    Progress::Failed { reason, .. } => {
+                    Progress::Failed { status, reason } => {
                         return Some(Err(MachineError::UnitFailed {
                             unit: unit.clone(),
+                            status,
                             reason,
                         }));
                     }
                     Progress::Ended { status, reason } if status != 0 => {
                         return Some(Err(MachineError::UnitFailed {
                             unit: unit.clone(),
+                            status,
                             reason,
                         }));
                     }
@@ -414,7 +416,10 @@ impl Machine {
                 },
                 |outcome| outcome.map(drop).ok_or_else(late),
             )?;
-        if let Some(_lock) = self.places.lock()? {
+        if !self.places.run.exists() {
+            return Ok(());
+        }
+        if let Some(_lock) = self.places.lock_ended()? {
             let ended = self
                 .places
                 .read_record()?

@@ -17,7 +17,7 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -30,6 +30,9 @@ use crate::name::{MachineName, UnitName};
 use crate::network::Addresses;
 use crate::process::ProcessId;
 use crate::user_range::UserRange;
+
+/// How long an owner may take from the record of a machine's end to letting go of its name.
+const LET_GO_WITHIN: Duration = Duration::from_secs(5);
 
 /// Where a machine stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,6 +183,27 @@ impl Places {
         Err(io::Error::from(io::ErrorKind::ResourceBusy)).at("lock", &path)
     }
 
+    /// Takes the machine's name, as [`lock`](Self::lock) does; waits for an owner that has put the machine's end on
+    /// record to let go of it, which is the last thing it does.
+    pub(crate) fn lock_ended(&self) -> Result<Option<Lock>, MachineError> {
+        let deadline = Instant::now() + LET_GO_WITHIN;
+        loop {
+            let watch = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
+                .doing("watch files")?;
+            // no folder: nobody to wait for
+            let _ = watch.add_watch(&self.run, AddWatchFlags::IN_CLOSE_WRITE);
+            if let Some(lock) = self.lock()? {
+                return Ok(Some(lock));
+            }
+            let has_ended = self
+                .read_record()?
+                .is_some_and(|record| record.phase == Phase::Ended);
+            if !has_ended || crate::wait::first_readable(&[watch.as_fd()], deadline)?.is_none() {
+                return Ok(None);
+            }
+        }
+    }
+
     /// Removes what a machine leaves in the run folder, the lock last.
     pub(crate) fn remove_run(&self) -> Result<(), MachineError> {
         remove_all_but(&self.run, &["lock"])?;
@@ -202,33 +226,43 @@ impl Places {
     /// Waits until `done` says so of the record; `false` where the deadline, the end of the folder or that of
     /// the process behind `owner` came first.
     ///
-    /// `done` is asked first and after each change.
+    /// `done` is asked first and after each change. With `make`, the folder is made where it is not there yet.
     pub(crate) fn wait_record(
         &self,
         deadline: Instant,
         owner: Option<BorrowedFd<'_>>,
+        make: bool,
         mut done: impl FnMut(Option<&Record>) -> bool,
     ) -> Result<bool, MachineError> {
-        let watch =
-            Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).doing("watch files")?;
         let what =
             AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_DELETE_SELF;
-        make_private(&self.run)?;
-        watch.add_watch(&self.run, what).at("watch", &self.run)?;
         loop {
+            if make {
+                make_private(&self.run)?;
+            }
             let owner_ended = owner.is_some_and(crate::process::has_ended);
+            // a new watch each time: the folder may be another one by now
+            let watch = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
+                .doing("watch files")?;
+            let is_watched = match watch.add_watch(&self.run, what) {
+                Ok(_) => true,
+                Err(nix::errno::Errno::ENOENT) => false,
+                Err(error) => return Err(error).at("watch", &self.run),
+            };
             let record = self.read_record()?;
             if done(record.as_ref()) {
                 return Ok(true);
             }
-            if owner_ended || !self.run.exists() {
+            if owner_ended || !(is_watched || make) {
                 return Ok(false);
+            }
+            if !is_watched {
+                continue;
             }
             let fds: Vec<BorrowedFd<'_>> = std::iter::once(watch.as_fd()).chain(owner).collect();
             if crate::wait::first_readable(&fds, deadline)?.is_none() {
                 return Ok(false);
             }
-            let _ = watch.read_events();
         }
     }
 }

@@ -1,13 +1,13 @@
 //! The machines of this host, whoever started them: found by name, listed, waited for, cleared up after.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use crate::error::MachineError;
 use crate::host::Host;
 use crate::machine::{KILL_WITHIN, Machine};
 use crate::name::MachineName;
-use crate::process;
+use crate::process::{self, ProcessId};
 use crate::record::{self, Outcome, Phase, Places, Record};
 
 impl Host {
@@ -26,52 +26,62 @@ impl Host {
 
     /// Waits until the machine that the process `owner` starts runs, and attaches to it.
     ///
-    /// `seen` is shown each state of the record on the way.
+    /// `seen` is shown each state of the record on the way. Without `owner`, any process may be the one.
     ///
     /// # Errors
     ///
-    /// [`MachineError::EndedEarly`] where it ended, with what its owner recorded; [`MachineError::Deadline`].
+    /// [`MachineError::EndedEarly`] where it ended, with what its owner recorded; [`MachineError::Gone`] where the
+    /// owner ended without a machine; [`MachineError::Deadline`].
     pub fn wait_started(
         &self,
         name: &MachineName,
-        owner: Option<BorrowedFd<'_>>,
+        owner: Option<ProcessId>,
         within: Duration,
         mut seen: impl FnMut(&Record),
     ) -> Result<Machine, MachineError> {
         let places = Places::of(&self.dirs, name);
+        let gone = || MachineError::Gone { name: name.clone() };
+        let owner_fd = owner
+            .map(|owner| owner.open().map_err(|_| gone()))
+            .transpose()?;
         let mut last = None;
-        let ready = places.wait_record(Instant::now() + within, owner, |record| {
-            last = record.cloned();
-            record.is_some_and(|record| {
-                seen(record);
-                record.leader.is_some() || record.phase == Phase::Ended
-            })
-        })?;
-        if !ready {
-            // a folder made by the waiting itself
-            let _ = std::fs::remove_dir(&places.run);
-        }
-        match last {
+        let ready = places.wait_record(
+            Instant::now() + within,
+            owner_fd.as_ref().map(|fd| fd.as_fd()),
+            true,
+            |record| {
+                // another process may have, or have had, a machine of this name
+                last = record
+                    .filter(|record| owner.is_none_or(|owner| record.owner == owner))
+                    .cloned();
+                last.as_ref().is_some_and(|record| {
+                    seen(record);
+                    record.leader.is_some() || record.phase == Phase::Ended
+                })
+            },
+        )?;
+        let failed = match last {
             Some(record) if ready && record.phase != Phase::Ended => {
-                Machine::attached(self, &record)
+                return Machine::attached(self, &record);
             }
             Some(Record {
                 outcome: Some(outcome),
                 ..
-            }) => Err(MachineError::EndedEarly {
+            }) => MachineError::EndedEarly {
                 name: name.clone(),
                 status: format!("status {}", outcome.status),
                 said: outcome.reason,
-            }),
-            _ if owner.is_some_and(process::has_ended) => {
-                Err(MachineError::Gone { name: name.clone() })
-            }
-            _ => Err(MachineError::Deadline {
+            },
+            _ if owner_fd.as_ref().is_some_and(process::has_ended) => gone(),
+            _ => MachineError::Deadline {
                 name: name.clone(),
                 what: "starting".into(),
                 waited: within,
-            }),
-        }
+            },
+        };
+        // where the waiting made it and nothing came
+        let _ = std::fs::remove_dir(&places.run);
+        Err(failed)
     }
 
     /// The records of all machines, running and ended.
@@ -106,17 +116,26 @@ impl Host {
         let record = self.record(name)?;
         let owner = record.owner.open().ok();
         let places = Places::of(&self.dirs, name);
+        // without an owner nothing changes any more
+        let within = if owner.is_some() {
+            within
+        } else {
+            Duration::ZERO
+        };
         let mut last = Some(record);
         let owner_fd = owner.as_ref().map(|fd| fd.as_fd());
-        let ended = places.wait_record(Instant::now() + within, owner_fd, |record| {
+        let ended = places.wait_record(Instant::now() + within, owner_fd, false, |record| {
             let ended = record.is_none_or(|record| record.phase == Phase::Ended);
             if record.is_some() {
                 last = record.cloned();
             }
             ended
         })?;
-        // a folder made by the waiting itself
-        let _ = std::fs::remove_dir(&places.run);
+        if owner.is_none()
+            && let Some(record) = places.read_record()?
+        {
+            last = Some(record);
+        }
         if !ended && owner.as_ref().is_some_and(|fd| !process::has_ended(fd)) {
             return Ok(None);
         }
@@ -140,7 +159,7 @@ impl Host {
             return Err(MachineError::NoMachine { name: name.clone() });
         }
         let _lock = places
-            .lock()?
+            .lock_ended()?
             .ok_or_else(|| MachineError::NameTaken { name: name.clone() })?;
         record::clear(&places, &self.cgroups, Instant::now() + KILL_WITHIN)?;
         places.remove_state()?;
@@ -159,7 +178,7 @@ impl Host {
         if !places.run.exists() {
             return Ok(());
         }
-        let Some(_lock) = places.lock()? else {
+        let Some(_lock) = places.lock_ended()? else {
             return Ok(());
         };
         record::clear(&places, &self.cgroups, Instant::now() + KILL_WITHIN)?;
@@ -193,7 +212,7 @@ impl Host {
                 continue;
             }
             // a name that is held is a machine that runs
-            let Some(_lock) = places.lock()? else {
+            let Some(_lock) = places.lock_ended()? else {
                 continue;
             };
             record::clear(&places, &self.cgroups, Instant::now() + KILL_WITHIN)?;

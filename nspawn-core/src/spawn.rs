@@ -66,7 +66,7 @@ impl Host {
         let name = config.name();
         let places = Places::of(&self.dirs, name);
         let taken = || MachineError::NameTaken { name: name.clone() };
-        let lock = places.lock()?.ok_or_else(taken)?;
+        let lock = places.lock_ended()?.ok_or_else(taken)?;
         if self.init_is_systemd && systemd_host::is_registered(name)? {
             return Err(taken());
         }

@@ -1,3 +1,5 @@
 //! Tests that run as anybody.
 
+mod documents;
 mod http_server;
+mod usage;

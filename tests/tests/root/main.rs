@@ -2,7 +2,14 @@
 
 mod detached;
 mod exec;
+mod faults;
 mod fixture;
 mod images;
+mod killed;
+mod library;
+mod network;
+mod on_systemd;
+mod options;
 mod results;
+mod signals;
 mod systemd_host;

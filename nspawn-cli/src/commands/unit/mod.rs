@@ -4,13 +4,14 @@ mod describe;
 mod follow;
 mod rootfs;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use nspawn_core::{Machine, MachineError, MachineName, Phase, UnitName, UnitResult};
 use nspawn_image::{Cancel, Digest, ImageRef};
 
+use crate::commands::monitor::journal_file;
 use crate::error::{CommandError, Kind};
 use crate::launch::{Launched, Order, launch};
 use crate::options::Global;
@@ -111,9 +112,18 @@ pub(crate) fn run(args: &UnitArgs, global: &Global) -> Result<u8, CommandError> 
         }
     });
     let launched = launched.map_err(|error| signals::interrupted().unwrap_or(error))?;
+    if let Some(error) = signals::interrupted() {
+        // it may have come before there was a machine to stop
+        stop(
+            launched,
+            Duration::from_secs(args.stop_timeout),
+            &mut progress,
+        )?;
+        return Err(error);
+    }
     say_addresses(&launched.machine, &mut progress);
     if args.detach {
-        detached(&launched, &units, within, started, &mut progress)
+        detached(&launched, global, &units, within, started, &mut progress)
     } else {
         let grace = Duration::from_secs(args.stop_timeout);
         let (stopping, name) = (host.clone(), config.name().clone());
@@ -218,6 +228,7 @@ fn say_addresses(machine: &Machine, progress: &mut Progress) {
 /// Waits until the units are active and leaves the machine to its monitor.
 fn detached(
     launched: &Launched,
+    global: &Global,
     units: &[UnitName],
     within: Duration,
     started: Instant,
@@ -225,7 +236,8 @@ fn detached(
 ) -> Result<u8, CommandError> {
     let machine = &launched.machine;
     if let Err(error) = wait_active(machine, units, within, started, progress, &mut |_| {}) {
-        let error = failed_unit(machine, error);
+        let log = journal_file(global, machine)?;
+        let error = failed_unit(machine, error, Some(&log));
         // the monitor ends a machine whose units have all ended; a start that takes too long is ended here
         let _ = machine.stop(Duration::from_secs(10));
         return Err(error);
@@ -271,7 +283,7 @@ fn attended(
             if matches!(error, MachineError::Gone { .. }) {
                 return Ok(None);
             }
-            Err(failed_unit(machine, error))
+            Err(failed_unit(machine, error, None))
         }
     };
     progress.waited();
@@ -295,7 +307,7 @@ fn exit_status(
         Some(failed) => {
             let message = format!("{} {}", failed.unit, failed.reason);
             let error = CommandError::new(Kind::Payload(failed.status), message);
-            Err(with_journal(error, machine, &failed.unit))
+            Err(with_journal(error, machine, &failed.unit, None))
         }
     }
 }
@@ -347,21 +359,16 @@ fn wait_active(
 }
 
 /// Says of a unit that failed what systemd says of it, and shows its last journal lines.
-fn failed_unit(machine: &Machine, error: MachineError) -> CommandError {
+///
+/// A monitor that ends the machine meanwhile has written the journal to `log` before.
+fn failed_unit(machine: &Machine, error: MachineError, log: Option<&Path>) -> CommandError {
     if let Some(error) = signals::interrupted() {
         return error;
     }
     match &error {
-        MachineError::UnitFailed { unit, .. } => {
-            let unit = unit.clone();
-            let status = machine
-                .wait_all_ended(std::slice::from_ref(&unit))
-                .ok()
-                .flatten();
-            let status = status.and_then(|results| results.first().map(|result| result.status));
-            let error =
-                CommandError::new(Kind::Payload(status.unwrap_or(1).max(1)), error.to_string());
-            with_journal(error, machine, &unit)
+        MachineError::UnitFailed { unit, status, .. } => {
+            let command_error = CommandError::new(Kind::Payload(*status), error.to_string());
+            with_journal(command_error, machine, unit, log)
         }
         MachineError::Deadline { .. } => {
             let mut command_error = CommandError::from(error);
@@ -374,7 +381,7 @@ fn failed_unit(machine: &Machine, error: MachineError) -> CommandError {
                     let line = format!("{unit} is {} ({})", state.active_state, state.sub_state);
                     command_error = command_error.details("state:", &line);
                 }
-                command_error = with_journal(command_error, machine, unit);
+                command_error = with_journal(command_error, machine, unit, log);
             }
             command_error
         }
@@ -382,9 +389,20 @@ fn failed_unit(machine: &Machine, error: MachineError) -> CommandError {
     }
 }
 
-fn with_journal(error: CommandError, machine: &Machine, unit: &UnitName) -> CommandError {
+fn with_journal(
+    error: CommandError,
+    machine: &Machine,
+    unit: &UnitName,
+    log: Option<&Path>,
+) -> CommandError {
     let _ = machine.sync_journal();
-    let tail = machine.journal_tail(unit, TAIL_LINES).unwrap_or_default();
+    let mut tail = machine.journal_tail(unit, TAIL_LINES).unwrap_or_default();
+    if tail.is_empty() {
+        let kept = log.and_then(|log| std::fs::read_to_string(log).ok());
+        let kept = kept.unwrap_or_default();
+        let lines: Vec<&str> = kept.lines().collect();
+        tail = lines[lines.len().saturating_sub(TAIL_LINES as usize)..].join("\n");
+    }
     error.details(&format!("last journal lines of {unit}:"), &tail)
 }
 
