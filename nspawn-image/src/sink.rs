@@ -1,0 +1,180 @@
+//! How one thread of a conversion writes: past the page cache and without waiting where the kernel and the file
+//! system let it, else by plain writes.
+
+use std::fs::File;
+use std::ops::Range;
+
+use crate::convert::{BLOCK, Output, UNIT, next_data};
+use crate::qcow2::Qcow2Error;
+use crate::sys::{Failed, WriteRing};
+
+/// A thread's way to the output, and the buffers it fills.
+pub(crate) struct Sink<'a> {
+    output: &'a dyn Output,
+    way: Way,
+}
+
+enum Way {
+    /// Writes are on their way while the next buffer is filled.
+    Ring(WriteRing),
+    Plain(Vec<u8>),
+}
+
+impl<'a> Sink<'a> {
+    /// `direct` is the output opened past the page cache, if it could be; `buffers` are used with it.
+    pub(crate) fn new(output: &'a dyn Output, direct: Option<&File>, buffers: usize) -> Self {
+        // Old kernels, sandboxes and settings refuse the ring.
+        let ring = direct
+            .and_then(|file| file.try_clone().ok())
+            .and_then(|file| WriteRing::new(file, buffers, UNIT as usize).ok());
+        let way = ring.map_or_else(|| Way::Plain(vec![0; UNIT as usize]), Way::Ring);
+        Self { output, way }
+    }
+
+    /// A buffer of one unit, with whatever it held before.
+    pub(crate) fn buffer(&mut self) -> Result<&mut [u8], Qcow2Error> {
+        if let Way::Ring(ring) = &mut self.way {
+            while !ring.next_is_free() {
+                let failed = ring.wait().map_err(write_error(0))?;
+                redo(self.output, ring, failed)?;
+            }
+        }
+        Ok(match &mut self.way {
+            Way::Ring(ring) => ring.next_buffer(),
+            Way::Plain(buffer) => buffer,
+        })
+    }
+
+    /// Writes what is not zero in `range` of the last buffer, which stands at `offset` of the disk.
+    pub(crate) fn write(&mut self, range: Range<usize>, offset: u64) -> Result<(), Qcow2Error> {
+        let mut from = range.start;
+        loop {
+            let bytes = match &self.way {
+                Way::Ring(ring) => ring.bytes(),
+                Way::Plain(buffer) => buffer,
+            };
+            let Some(data) = next_data(&bytes[..range.end], from, offset) else {
+                return Ok(());
+            };
+            from = data.end;
+            // The end of the disk need not end a block.
+            let whole = data.start..data.end / BLOCK * BLOCK;
+            let direct = match &self.way {
+                Way::Ring(ring) => !whole.is_empty() && ring.is_taking(),
+                Way::Plain(_) => false,
+            };
+            let rest = if direct { whole.end..data.end } else { data };
+            if !rest.is_empty() {
+                let at = offset + rest.start as u64;
+                self.output
+                    .write_at(&bytes[rest], at)
+                    .map_err(write_error(at))?;
+            }
+            if let Way::Ring(ring) = &mut self.way
+                && direct
+            {
+                let at = offset + whole.start as u64;
+                let failed = ring.write(whole, at).map_err(write_error(at))?;
+                redo(self.output, ring, failed)?;
+            }
+        }
+    }
+
+    /// Waits until all is written.
+    pub(crate) fn finish(mut self) -> Result<(), Qcow2Error> {
+        if let Way::Ring(ring) = &mut self.way {
+            while !ring.is_idle() {
+                let failed = ring.wait().map_err(write_error(0))?;
+                redo(self.output, ring, failed)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes by plain writes what the ring could not; what is wrong with the disk itself shows here again.
+fn redo(output: &dyn Output, ring: &mut WriteRing, failed: Vec<Failed>) -> Result<(), Qcow2Error> {
+    for write in failed {
+        output
+            .write_at(ring.failed_bytes(&write), write.offset)
+            .map_err(write_error(write.offset))?;
+        ring.give_back(&write);
+    }
+    Ok(())
+}
+
+fn write_error(offset: u64) -> impl FnOnce(std::io::Error) -> Qcow2Error {
+    move |source| Qcow2Error::Write { offset, source }
+}
+
+/// Widens ranges to whole blocks, the added bytes zeroed, so that they can be written past the page cache. The last
+/// one ends with `unit` at the latest.
+pub(crate) fn fill_blocks(unit: &mut [u8], data: &mut Vec<Range<usize>>) {
+    let mut kept = 0;
+    // Where the bytes of the last kept range end that were really read.
+    let mut filled = 0;
+    for index in 0..data.len() {
+        let range = data[index].clone();
+        let start = range.start / BLOCK * BLOCK;
+        if kept > 0 && start <= data[kept - 1].end {
+            unit[filled..range.start].fill(0);
+            kept -= 1;
+            data[kept].end = range.end;
+        } else {
+            unit[start..range.start].fill(0);
+            data[kept] = start..range.end;
+        }
+        filled = range.end;
+        let end = filled.next_multiple_of(BLOCK).min(unit.len());
+        data[kept].end = end;
+        // Bytes of the next range may follow in the same block: they are there already.
+        let next = data.get(index + 1).map_or(end, |next| next.start.min(end));
+        unit[filled..next].fill(0);
+        filled = filled.max(next);
+        kept += 1;
+    }
+    data.truncate(kept);
+}
+
+#[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)] // a list with one range in it is what is meant
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_become_whole_blocks_and_the_rest_of_them_zero() {
+        let cases: [(&[Range<usize>], &[Range<usize>]); 6] = [
+            (&[], &[]),
+            (&[0..4096], &[0..4096]),
+            (&[512..1024, 1536..2048], &[0..4096]),
+            (&[4000..5000, 8192..8193], &[0..12288]),
+            (&[0..1, 12288..12289], &[0..4096, 12288..16384]),
+            (&[4608..5120, 20479..20480], &[4096..8192, 16384..20480]),
+        ];
+        for (ranges, expected) in cases {
+            let mut unit = vec![9; 20480];
+            let mut wanted = vec![9; 20480];
+            for range in expected {
+                wanted[range.clone()].fill(0);
+            }
+            for range in ranges {
+                unit[range.clone()].fill(1);
+                wanted[range.clone()].fill(1);
+            }
+            let mut data = ranges.to_vec();
+            fill_blocks(&mut unit, &mut data);
+            assert_eq!(data, expected, "{ranges:?}");
+            assert!(unit == wanted, "{ranges:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_block_ends_with_the_unit() {
+        let mut unit = vec![9; 5000];
+        let mut data = vec![4500..4600];
+        fill_blocks(&mut unit, &mut data);
+        assert_eq!(data, [4096..5000]);
+        assert!(unit[4096..4500].iter().all(|byte| *byte == 0));
+        assert!(unit[4600..].iter().all(|byte| *byte == 0));
+    }
+}
