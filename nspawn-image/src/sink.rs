@@ -16,7 +16,7 @@ pub(crate) struct Sink<'a> {
 
 enum Way {
     /// Writes are on their way while the next buffer is filled.
-    Ring(WriteRing),
+    Ring(Box<WriteRing>),
     Plain(Vec<u8>),
 }
 
@@ -27,7 +27,10 @@ impl<'a> Sink<'a> {
         let ring = direct
             .and_then(|file| file.try_clone().ok())
             .and_then(|file| WriteRing::new(file, buffers, UNIT as usize).ok());
-        let way = ring.map_or_else(|| Way::Plain(vec![0; UNIT as usize]), Way::Ring);
+        let way = match ring {
+            Some(ring) => Way::Ring(Box::new(ring)),
+            None => Way::Plain(vec![0; UNIT as usize]),
+        };
         Self { output, way }
     }
 
@@ -143,7 +146,8 @@ mod tests {
 
     #[test]
     fn ranges_become_whole_blocks_and_the_rest_of_them_zero() {
-        let cases: [(&[Range<usize>], &[Range<usize>]); 6] = [
+        type Ranges<'a> = &'a [Range<usize>];
+        let cases: [(Ranges<'_>, Ranges<'_>); 6] = [
             (&[], &[]),
             (&[0..4096], &[0..4096]),
             (&[512..1024, 1536..2048], &[0..4096]),
