@@ -109,30 +109,31 @@ fn inputs() -> Vec<Input> {
         Input { name, path, bytes }
     };
     let sparse = scattered << 20;
-    let terabyte = make("sparse", sparse, |path| {
-        qemu("qemu-img", &["create", "-q", "-f", "qcow2", path, "1T"]);
-        let write = |index: u64| {
-            format!(
-                "write -q -P {} {}M 1M",
-                index % 255 + 1,
-                index * ((1 << 20) / scattered)
-            )
-        };
-        let commands: Vec<String> = (0..scattered).map(write).collect();
-        let mut args = vec!["-f", "qcow2"];
-        args.extend(commands.iter().flat_map(|command| ["-c", command.as_str()]));
-        args.push(path);
-        qemu("qemu-io", &args);
-    });
+    let terabyte = |name, piece: u64| Input {
+        name,
+        path: make(name, sparse, |path| {
+            qemu("qemu-img", &["create", "-q", "-f", "qcow2", path, "1T"]);
+            let pieces = sparse / piece;
+            let apart = (1 << 40) / pieces / piece * piece;
+            let write = |index: u64| {
+                let (byte, at) = (index % 255 + 1, index * apart);
+                format!("write -q -P {byte} {at} {piece}")
+            };
+            let commands: Vec<String> = (0..pieces).map(write).collect();
+            let mut args = vec!["-f", "qcow2"];
+            args.extend(commands.iter().flat_map(|command| ["-c", command.as_str()]));
+            args.push(path);
+            qemu("qemu-io", &args);
+        }),
+        bytes: sparse,
+    };
     vec![
         convert("zlib", &["-c"]),
         convert("zstd", &["-c", "-o", "compression_type=zstd"]),
         convert("uncompressed", &[]),
-        Input {
-            name: "sparse 1 TiB",
-            path: terabyte,
-            bytes: sparse,
-        },
+        // 1 TiB of virtual size.
+        terabyte("sparse-1M", 1 << 20),
+        terabyte("sparse-64K", 64 << 10),
     ]
 }
 

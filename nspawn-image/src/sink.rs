@@ -181,4 +181,99 @@ mod tests {
         assert!(unit[4096..4500].iter().all(|byte| *byte == 0));
         assert!(unit[4600..].iter().all(|byte| *byte == 0));
     }
+
+    /// An output whose direct opening is another file than the one that plain writes go to.
+    struct Odd {
+        plain: File,
+        direct: Option<File>,
+    }
+
+    impl Output for Odd {
+        fn set_size(&self, size: u64) -> std::io::Result<()> {
+            self.plain.set_len(size)
+        }
+        fn write_at(&self, data: &[u8], offset: u64) -> std::io::Result<()> {
+            Output::write_at(&self.plain, data, offset)
+        }
+        fn direct(&self) -> Option<File> {
+            self.direct.as_ref().and_then(|file| file.try_clone().ok())
+        }
+    }
+
+    #[test]
+    fn every_way_writes_the_same_bytes() {
+        use crate::convert::{RawUnits, run};
+        use crate::limits::Cancel;
+
+        // Pieces of every alignment, zero blocks between them, and an end within a block and a sector.
+        let mut source = vec![0_u8; 5 * UNIT as usize + 4321];
+        for (index, byte) in source.iter_mut().enumerate() {
+            if !(index / 5000).is_multiple_of(3) {
+                *byte = (index / 7 % 255) as u8 + 1;
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("output");
+        let open = || File::create(&path).unwrap();
+        let (first, second, third) = (open(), open(), open());
+        let cases = [
+            (
+                "plain",
+                Odd {
+                    plain: first,
+                    direct: None,
+                },
+            ),
+            (
+                "direct",
+                Odd {
+                    direct: second.direct(),
+                    plain: second,
+                },
+            ),
+            // A file that takes no writes stands for a file system that refuses them past the page cache.
+            (
+                "refused",
+                Odd {
+                    direct: File::open(&path).ok(),
+                    plain: third,
+                },
+            ),
+        ];
+        for (name, output) in cases {
+            output.plain.set_len(0).unwrap();
+            let units = RawUnits::new(source.clone()).unwrap();
+            run(&units, &output, &Cancel::default(), &mut |_| {}).unwrap();
+            assert!(std::fs::read(&path).unwrap() == source, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_the_disk_refuses_is_an_error_of_the_plain_write() {
+        use crate::convert::{RawUnits, run};
+        use crate::limits::Cancel;
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("output");
+        File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        struct Full(File);
+        impl Output for Full {
+            fn set_size(&self, _: u64) -> std::io::Result<()> {
+                Ok(())
+            }
+            fn write_at(&self, _: &[u8], _: u64) -> std::io::Result<()> {
+                Err(std::io::ErrorKind::StorageFull.into())
+            }
+            fn direct(&self) -> Option<File> {
+                self.0.try_clone().ok()
+            }
+        }
+        let units = RawUnits::new(vec![1; 1 << 20]).unwrap();
+        let output = Full(File::open(&path).unwrap());
+        let error = run(&units, &output, &Cancel::default(), &mut |_| {}).unwrap_err();
+        assert!(
+            matches!(error, Qcow2Error::Write { offset: 0, .. }),
+            "{error}"
+        );
+    }
 }

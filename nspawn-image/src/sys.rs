@@ -11,8 +11,7 @@ use std::os::fd::AsRawFd as _;
 
 use io_uring::{IoUring, opcode, types};
 
-/// Writes on their way at once in one ring: as a unit of 2 MiB has 256 stretches of data at most, no more are queued
-/// in practice.
+/// Writes on their way at once in one ring, each a stretch of a buffer between two holes; more wait for their turn.
 const ENTRIES: u32 = 64;
 /// What direct I/O wants of addresses, in bytes: the largest block of the usual disks.
 const ALIGN: usize = 4096;
