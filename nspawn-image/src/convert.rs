@@ -1,8 +1,9 @@
 //! The conversion engine: any source of guest bytes, read in parallel, written as one sparse file.
 //!
 //! Units of 2 MiB of guest range are handed out by an atomic counter, so that no thread waits for another.
-//! Each thread has its own decoder and its own buffers; with at most five threads everything together stays
-//! below 32 MiB, whatever the image. Blocks of 4 KiB that hold only zeros are left as holes.
+//! Each thread has its own decoder and its own buffers, and writes through a [`Sink`] of its own, so that decoding
+//! and the disk overlap; with at most four threads everything together stays below 32 MiB, whatever the image.
+//! Blocks of 4 KiB that hold only zeros are left as holes.
 
 use std::fs::File;
 use std::io;
@@ -16,14 +17,20 @@ use std::time::Duration;
 
 use crate::limits::Cancel;
 use crate::qcow2::Qcow2Error;
+use crate::sink::{self, Sink};
 use crate::source::ReadAt;
 
 /// Guest bytes in one unit of work: no cluster is larger.
 pub(crate) const UNIT: u64 = 2 << 20;
 /// What is left as a hole where it is zero, in bytes: the block size of the usual file systems.
-const BLOCK: usize = 4096;
-/// More threads would break the bound on memory: each has 2 MiB of guest bytes and up to 4 MiB of packed ones.
-const MAX_WORKERS: usize = 5;
+pub(crate) const BLOCK: usize = 4096;
+/// More threads would break the bound on memory: each has up to 4 MiB of packed bytes beside its buffers.
+const MAX_WORKERS: usize = 4;
+/// Buffers of all threads together, each of one unit. A thread has two at least: one is filled while the other is
+/// on its way to the disk.
+const BUFFERS: usize = 8;
+/// Buffers of one thread; more are of no use.
+const MAX_BUFFERS: usize = 3;
 /// How often progress is told and a cancel seen.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -44,6 +51,12 @@ pub trait Output: Sync {
     ///
     /// What the system answers.
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
+
+    /// The same output opened past the page cache (`O_DIRECT`), where it can be: it then gets the blocks that are
+    /// aligned to 4 KiB, and `write_at` the others and those that were refused.
+    fn direct(&self) -> Option<File> {
+        None
+    }
 }
 
 /// The file must be empty before.
@@ -54,6 +67,17 @@ impl Output for File {
 
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         self.write_all_at(data, offset)
+    }
+
+    fn direct(&self) -> Option<File> {
+        use std::os::fd::AsRawFd as _;
+        use std::os::unix::fs::OpenOptionsExt as _;
+        // A second opening, as the flag belongs to the opening and not to the descriptor.
+        File::options()
+            .write(true)
+            .custom_flags(rustix::fs::OFlags::DIRECT.bits().cast_signed())
+            .open(format!("/proc/self/fd/{}", self.as_raw_fd()))
+            .ok()
     }
 }
 
@@ -121,6 +145,8 @@ pub(crate) fn run(
         .min(MAX_WORKERS)
         .min(usize::try_from(units).unwrap_or(MAX_WORKERS));
     let shared = Shared {
+        direct: output.direct(),
+        buffers: (BUFFERS / workers.max(1)).min(MAX_BUFFERS),
         next: AtomicU64::new(0),
         stop: AtomicBool::new(false),
         error: Mutex::new(None),
@@ -166,6 +192,9 @@ pub(crate) fn run(
 }
 
 struct Shared {
+    direct: Option<File>,
+    /// Buffers of each thread.
+    buffers: usize,
     next: AtomicU64,
     stop: AtomicBool,
     error: Mutex<Option<Qcow2Error>>,
@@ -188,7 +217,7 @@ fn work(
     size: u64,
 ) -> Result<(), Qcow2Error> {
     let mut worker = source.worker();
-    let mut buffer = vec![0; UNIT as usize];
+    let mut sink = Sink::new(output, shared.direct.as_ref(), shared.buffers);
     let mut data = Vec::new();
     while !shared.stop.load(Ordering::Relaxed) {
         let unit = shared.next.fetch_add(1, Ordering::Relaxed);
@@ -202,12 +231,14 @@ fn work(
         }
         let length = UNIT.min(size - offset) as usize;
         data.clear();
-        worker.read(offset, length, &mut buffer, &mut data)?;
+        let buffer = sink.buffer()?;
+        worker.read(offset, length, buffer, &mut data)?;
+        sink::fill_blocks(&mut buffer[..length], &mut data);
         for range in &data {
-            write_sparse(output, &buffer[range.clone()], offset + range.start as u64)?;
+            sink.write(range.clone(), offset)?;
         }
     }
-    Ok(())
+    sink.finish()
 }
 
 /// Writes `bytes` at `offset`, leaving out the blocks of 4 KiB that are zero, in as few writes as that allows.
@@ -216,29 +247,34 @@ pub(crate) fn write_sparse(
     bytes: &[u8],
     offset: u64,
 ) -> Result<(), Qcow2Error> {
-    let write = |range: Range<usize>| {
+    let mut from = 0;
+    while let Some(range) = next_data(bytes, from, offset) {
+        from = range.end;
         let at = offset + range.start as u64;
         output
             .write_at(&bytes[range], at)
-            .map_err(|source| Qcow2Error::Write { offset: at, source })
-    };
-    let mut start = None;
-    let mut at = 0;
-    while at < bytes.len() {
-        // Blocks are counted from the start of the disk, not of the range.
-        let end = bytes.len().min(at + BLOCK - (offset as usize + at) % BLOCK);
-        let zero = bytes[at..end] == ZEROS[..end - at];
-        match (zero, start) {
-            (true, Some(first)) => {
-                write(first..at)?;
-                start = None;
-            }
-            (false, None) => start = Some(at),
-            _ => {}
-        }
-        at = end;
+            .map_err(|source| Qcow2Error::Write { offset: at, source })?;
     }
-    start.map_or(Ok(()), |first| write(first..bytes.len()))
+    Ok(())
+}
+
+/// The next blocks at or after `from` that are not all zero, as many as follow each other; `bytes` stand at `offset`
+/// of the disk, from whose start blocks are counted.
+pub(crate) fn next_data(bytes: &[u8], from: usize, offset: u64) -> Option<Range<usize>> {
+    let block_end = |at: usize| bytes.len().min(at + BLOCK - (offset as usize + at) % BLOCK);
+    let is_zero = |at: usize, end: usize| bytes[at..end] == ZEROS[..end - at];
+    let mut start = from;
+    while start < bytes.len() && is_zero(start, block_end(start)) {
+        start = block_end(start);
+    }
+    if start >= bytes.len() {
+        return None;
+    }
+    let mut end = block_end(start);
+    while end < bytes.len() && !is_zero(end, block_end(end)) {
+        end = block_end(end);
+    }
+    Some(start..end)
 }
 
 /// A raw disk image as a source.
