@@ -5,7 +5,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, fchown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -53,22 +53,8 @@ pub struct TerminalChild {
 /// # Errors
 ///
 /// [`MachineError::System`] where one of them is no terminal.
-pub fn copy_terminal_size(
-    from: std::os::fd::BorrowedFd<'_>,
-    to: std::os::fd::BorrowedFd<'_>,
-) -> Result<(), MachineError> {
+pub fn copy_terminal_size(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), MachineError> {
     sys::copy_window_size(from, to).doing("set the terminal's size")
-}
-
-impl TerminalChild {
-    /// Gives the program's terminal the size of another, such as the caller's own.
-    ///
-    /// # Errors
-    ///
-    /// [`MachineError::System`] where `from` is no terminal.
-    pub fn copy_size(&self, from: impl std::os::fd::AsFd) -> Result<(), MachineError> {
-        copy_terminal_size(from.as_fd(), self.terminal.as_fd())
-    }
 }
 
 impl Machine {
@@ -186,11 +172,19 @@ impl MachineCommand<'_> {
 
     /// Starts the program on a new terminal, which is its controlling one.
     ///
+    /// Where `size_of` names a terminal, the new one has its size from the start.
+    ///
     /// # Errors
     ///
     /// As [`spawn`](Self::spawn).
-    pub fn spawn_on_terminal(mut self) -> Result<TerminalChild, MachineError> {
+    pub fn spawn_on_terminal(
+        mut self,
+        size_of: Option<BorrowedFd<'_>>,
+    ) -> Result<TerminalChild, MachineError> {
         let (outer, inner) = open_terminal(self.machine)?;
+        if let Some(terminal) = size_of {
+            copy_terminal_size(terminal, outer.as_fd())?;
+        }
         let copy = |fd: &OwnedFd| fd.try_clone().doing("open a terminal");
         self.stdin = Some(copy(&inner)?.into());
         self.stdout = Some(copy(&inner)?.into());

@@ -62,10 +62,11 @@ pub(crate) fn on_terminal(command: MachineCommand<'_>) -> Result<u8, CommandErro
     let failed = |what: &'static str| {
         move |error: io::Error| CommandError::new(Kind::Failure, what).because(error)
     };
-    let mut started = command.spawn_on_terminal()?;
+    let stdin = io::stdin();
+    let size_of = stdin.is_terminal().then(|| stdin.as_fd());
+    let mut started = command.spawn_on_terminal(size_of)?;
     let _raw = RawMode::enter();
-    if io::stdin().is_terminal() {
-        let _ = started.copy_size(io::stdin());
+    if size_of.is_some() {
         let terminal = started
             .terminal
             .try_clone()
