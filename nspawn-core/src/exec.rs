@@ -5,7 +5,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, fchown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -57,17 +57,6 @@ pub fn copy_terminal_size(
     to: std::os::fd::BorrowedFd<'_>,
 ) -> Result<(), MachineError> {
     sys::copy_window_size(from, to).doing("set the terminal's size")
-}
-
-impl TerminalChild {
-    /// Gives the program's terminal the size of another, such as the caller's own.
-    ///
-    /// # Errors
-    ///
-    /// [`MachineError::System`] where `from` is no terminal.
-    pub fn copy_size(&self, from: impl std::os::fd::AsFd) -> Result<(), MachineError> {
-        copy_terminal_size(from.as_fd(), self.terminal.as_fd())
-    }
 }
 
 impl Machine {
@@ -177,11 +166,20 @@ impl MachineCommand<'_> {
 
     /// Starts the program on a new terminal, which is its controlling one.
     ///
+    /// The terminal has the size of `like` from the start, where that is a terminal.
+    ///
     /// # Errors
     ///
     /// As [`spawn`](Self::spawn).
-    pub fn spawn_on_terminal(mut self) -> Result<TerminalChild, MachineError> {
+    pub fn spawn_on_terminal(
+        mut self,
+        like: Option<BorrowedFd<'_>>,
+    ) -> Result<TerminalChild, MachineError> {
         let (outer, inner) = open_terminal(self.machine)?;
+        if let Some(like) = like {
+            // what is no terminal has no size
+            let _ = copy_terminal_size(like, outer.as_fd());
+        }
         let copy = |fd: &OwnedFd| fd.try_clone().doing("open a terminal");
         self.stdin = Some(copy(&inner)?.into());
         self.stdout = Some(copy(&inner)?.into());

@@ -62,10 +62,9 @@ pub(crate) fn on_terminal(command: MachineCommand<'_>) -> Result<u8, CommandErro
     let failed = |what: &'static str| {
         move |error: io::Error| CommandError::new(Kind::Failure, what).because(error)
     };
-    let mut started = command.spawn_on_terminal()?;
+    let mut started = command.spawn_on_terminal(Some(io::stdin().as_fd()))?;
     let _raw = RawMode::enter();
     if io::stdin().is_terminal() {
-        let _ = started.copy_size(io::stdin());
         let terminal = started
             .terminal
             .try_clone()
