@@ -537,9 +537,17 @@ impl Machine {
                 .child(EXEC_CGROUP)
                 .kill(&self.host.cgroups, Instant::now() + KILL_WITHIN)?;
         }
+        let deadline = Instant::now() + grace;
+        if self
+            .record()
+            .is_ok_and(|record| record.phase == Phase::Starting)
+        {
+            // a PID 1 that does not handle signals yet would never see it
+            let _ = Manager::of_machine(self, deadline);
+        }
         // systemd-nspawn answers it with SIGRTMIN+3 to the machine's PID 1: halt
         process::send_signal(&self.supervisor, Signal::TERM)?;
-        if !process::wait_end(&self.supervisor, Instant::now() + grace) {
+        if !process::wait_end(&self.supervisor, deadline) {
             return self.kill();
         }
         self.wait_tidy()
