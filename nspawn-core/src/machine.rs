@@ -353,13 +353,16 @@ impl Machine {
                 .child(EXEC_CGROUP)
                 .kill(&self.host.cgroups, Instant::now() + KILL_WITHIN)?;
         }
+        let deadline = Instant::now() + grace;
+        // a PID 1 that does not handle signals yet would never see it; one that listens does
+        let _ = Manager::of_machine(self, deadline);
         match sys::ask_to_halt(self.leader_fd()) {
             Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
                 return Err(error).doing("ask the machine's PID 1 to halt");
             }
             _ => {}
         }
-        if !process::wait_end(&self.supervisor, Instant::now() + grace) {
+        if !process::wait_end(&self.supervisor, deadline) {
             return self.kill();
         }
         self.wait_tidy()

@@ -58,7 +58,8 @@ fn kernel_leftovers(scene: &Scene) -> Vec<String> {
 #[track_caller]
 fn assert_kernel_clean(scene: &Scene, what: &str) {
     let mut left = Vec::new();
-    let clean = wait::until(Duration::from_secs(10), || {
+    // an orderly shutdown has 10 s before the machine is killed
+    let clean = wait::until(Duration::from_secs(20), || {
         left = kernel_leftovers(scene);
         left.is_empty().then_some(())
     });
