@@ -1,6 +1,5 @@
 //! The library by itself: who owns a machine, and what becomes of it.
 
-use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,9 +9,6 @@ use nspawn_core::{
 use nspawn_tests::cli::Invocation;
 use nspawn_tests::scene::Scene;
 use nspawn_tests::wait;
-
-/// Where the helper below finds what to do; without it, it does nothing.
-const HELPER: &str = "NSPAWN_TESTS_LIBRARY_HELPER";
 
 fn host(root: &Path, run_root: &Path) -> Host {
     let dirs = Dirs {
@@ -113,50 +109,19 @@ fn root_a_unit_that_fails_is_an_error_with_its_status() {
     scene.end();
 }
 
-/// Not a test by itself: what the next one kills.
-#[test]
-#[ignore = "needs root"]
-fn root_helper_that_owns_a_machine() {
-    let Ok(order) = std::env::var(HELPER) else {
-        return;
-    };
-    let words: Vec<&str> = order.split(' ').collect();
-    let [root, run_root, name] = words[..] else {
-        panic!("{order}");
-    };
-    let machine = host(Path::new(root), Path::new(run_root))
-        .spawn(&config(name, "exec sleep 600"))
-        .unwrap();
-    machine
-        .wait_active(&web(), Duration::from_secs(60))
-        .unwrap();
-    writeln!(std::io::stdout(), "leader={}", machine.leader().pid).unwrap();
-    machine.wait(Duration::from_secs(600)).unwrap();
-}
-
 #[test]
 #[ignore = "needs root"]
 fn root_a_machine_ends_with_a_program_that_is_killed() {
     let scene = Scene::new();
     let name = scene.name("web");
-    let order = format!(
-        "{} {} {name}",
-        scene.cli().root().display(),
-        scene.cli().run_root().display()
-    );
-    let helper = Invocation::new(std::env::current_exe().unwrap())
-        .args([
-            "--ignored",
-            "--exact",
-            "--nocapture",
-            "library::root_helper_that_owns_a_machine",
-        ])
-        .env(HELPER, order)
+    let owner = Invocation::new(env!("CARGO_BIN_EXE_own-machine"))
+        .args([scene.cli().root(), scene.cli().run_root()])
+        .arg(&name)
         .spawn();
-    let line = helper.wait_for_stdout("leader=");
+    let line = owner.wait_for_stdout("leader=");
     let leader: i32 = line.rsplit_once('=').unwrap().1.parse().unwrap();
-    helper.signal(libc::SIGKILL);
-    assert_eq!(helper.finish().code(), 137);
+    owner.signal(libc::SIGKILL);
+    assert_eq!(owner.finish().code(), 137);
     assert!(wait::process_exit(leader, Duration::from_secs(5)).unwrap());
     // plain folders may stay until the next start
     let host = host(scene.cli().root(), scene.cli().run_root());

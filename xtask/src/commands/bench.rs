@@ -24,7 +24,7 @@ pub(crate) struct BenchArgs {
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     root::require("bench")?;
     setup::prepare(Purpose::Test, args.yes, "bench")?;
-    fixture::ensure_debian()?;
+    fixture::ensure_all()?;
     process::run(&mut command(args.quick, &args.filter))
 }
 
