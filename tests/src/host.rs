@@ -232,9 +232,18 @@ fn interfaces(facts: &mut BTreeSet<String>) {
     );
 }
 
+/// Whether a process has ended and waits for its parent alone: the parent of a detached one is the host's PID 1, which
+/// takes its time.
+fn has_ended(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // the name may hold anything; the state follows its last parenthesis
+    stat.rsplit_once(") ")
+        .is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+}
+
 /// Our program, systemd-nspawn, and what lives in the cgroup of a machine: a payload whose supervisor is gone.
 fn processes(facts: &mut BTreeSet<String>) {
-    for pid in process_ids() {
+    for pid in process_ids().filter(|&pid| !has_ended(pid)) {
         let Ok(name) = fs::read_to_string(format!("/proc/{pid}/comm")) else {
             continue;
         };
