@@ -219,10 +219,7 @@ impl MachineError {
                 )
             }
             Self::NoIdMap { .. } => "run without them: --private-users=no".into(),
-            Self::Deadline { .. } => {
-                "see the boot in the machine's console log, or allow more time with --timeout"
-                    .into()
-            }
+            Self::Deadline { .. } => "allow more time with --timeout".into(),
             Self::Host(problems) => problems.first()?.hint.clone(),
             _ => return None,
         })

@@ -32,6 +32,7 @@ mod exec;
 mod guest;
 mod host;
 mod journal;
+mod log_tail;
 mod machine;
 mod name;
 mod network;

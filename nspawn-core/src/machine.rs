@@ -10,6 +10,7 @@ use crate::error::{MachineError, SystemContext as _};
 use crate::exec::EXEC_CGROUP;
 use crate::guest::{Manager, Progress, UnitState, Watched};
 use crate::host::Host;
+use crate::log_tail;
 use crate::name::{MachineName, UnitName};
 use crate::process::{self, ProcessId};
 use crate::record::{self, Outcome, Phase, Places, Record};
@@ -20,7 +21,7 @@ use crate::sys;
 pub(crate) const KILL_WITHIN: Duration = Duration::from_secs(30);
 
 /// How long the machine's systemd may take to listen, once its process runs.
-const BUS_WITHIN: Duration = Duration::from_secs(90);
+const BUS_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long a PID 1 that closed its connections may take to end; after that it is taken to go on.
 const LOST_WITHIN: Duration = Duration::from_millis(500);
@@ -322,6 +323,12 @@ impl Machine {
         shared.change(|record| {
             record.outcome.get_or_insert(outcome);
         })
+    }
+
+    /// The last lines of the machine's console.
+    #[must_use]
+    pub fn console_tail(&self) -> Vec<String> {
+        log_tail::read(&self.places.state.join("console.log"))
     }
 
     /// How the machine ended, as far as its owner has noted it.

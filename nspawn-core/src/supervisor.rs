@@ -16,6 +16,7 @@ use crate::command::{Prepared, argv};
 use crate::config::{MachineConfig, UserNamespace};
 use crate::error::{MachineError, PathContext as _, SystemContext as _};
 use crate::host::{Cgroups, Host};
+use crate::log_tail;
 use crate::process::ProcessId;
 use crate::record::{self, Kept, Outcome, Phase, Places, Record};
 use crate::rootfs::{self, IdMap};
@@ -26,8 +27,8 @@ use crate::user_range::UserRange;
 /// How long the kernel may take to end killed processes.
 pub(crate) const KILL_WITHIN: Duration = Duration::from_secs(20);
 
-/// How much of what systemd-nspawn said is shown when it fails, in bytes.
-const SAID_MAX: usize = 2000;
+/// How many lines of a machine's console are part of an error.
+const SAID_LINES: usize = 3;
 
 /// What is known when systemd-nspawn runs.
 pub(crate) struct Running {
@@ -68,8 +69,13 @@ pub(crate) fn keep(
     let _ = started.send(Ok(running));
     let status = child.wait();
     supervisor.unmount();
-    let said = read_tail(&supervisor.places.run.join("supervisor.log"));
-    let end = describe_end(process, status, said);
+    let mut said = log_tail::read(&supervisor.places.run.join("supervisor.log"));
+    if said.is_empty() {
+        // systemd-nspawn had nothing to say: what the machine's own systemd said last
+        said = log_tail::read(&supervisor.places.state.join("console.log"));
+        said.drain(..said.len().saturating_sub(SAID_LINES));
+    }
+    let end = describe_end(process, status, said.join("; "));
     let record = shared.change_unwritten(|record| {
         record.phase = Phase::Ended;
         record.outcome.get_or_insert_with(|| Outcome {
@@ -261,21 +267,4 @@ fn describe_end(process: ProcessId, status: std::io::Result<ExitStatus>, said: S
         Err(error) => (125, format!("process {} was lost: {error}", process.pid)),
     };
     End { code, text, said }
-}
-
-/// The last lines of a log, without those that say nothing to the user.
-fn read_tail(path: &Path) -> String {
-    let bytes = fs::read(path).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(SAID_MAX)..]).into_owned();
-    let noise = [
-        "Attempted to remove disk file system",
-        "Press ^] three times",
-        "Press Ctrl-]",
-    ];
-    let lines: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !noise.iter().any(|n| line.contains(n)))
-        .collect();
-    lines.join("; ")
 }

@@ -22,6 +22,9 @@ use crate::signals;
 pub(crate) use describe::MachineArgs;
 use follow::Follower;
 
+/// Lines shown of the console of a machine whose systemd does not answer.
+const CONSOLE_LINES: usize = 10;
+
 /// Journal lines shown of a unit that failed.
 const TAIL_LINES: u32 = 20;
 
@@ -355,7 +358,15 @@ fn wait_active(
         }
     });
     progress.waited();
-    result
+    result.map_err(|error| match error {
+        // what is left of the time is not what the user gave
+        MachineError::Deadline { name, what, .. } => MachineError::Deadline {
+            name,
+            what,
+            waited: within,
+        },
+        other => other,
+    })
 }
 
 /// Says of a unit that failed what systemd says of it, and shows its last journal lines.
@@ -377,10 +388,15 @@ fn failed_unit(machine: &Machine, error: MachineError, log: Option<&Path>) -> Co
                 .map(|record| record.units)
                 .unwrap_or_default();
             for unit in &units {
-                if let Ok(state) = machine.unit_state(unit) {
-                    let line = format!("{unit} is {} ({})", state.active_state, state.sub_state);
-                    command_error = command_error.details("state:", &line);
-                }
+                let Ok(state) = machine.unit_state(unit) else {
+                    // a systemd that does not answer says something on the console at best
+                    let console = machine.console_tail();
+                    let from = console.len().saturating_sub(CONSOLE_LINES);
+                    return command_error
+                        .details("last lines of its console:", &console[from..].join("\n"));
+                };
+                let line = format!("{unit} is {} ({})", state.active_state, state.sub_state);
+                command_error = command_error.details("state:", &line);
                 command_error = with_journal(command_error, machine, unit, log);
             }
             command_error
