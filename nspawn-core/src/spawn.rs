@@ -23,7 +23,7 @@ use crate::notify::NotifySocket;
 use crate::process::{ProcessId, child_by_inner_pid};
 use crate::record::{self, Lock, Phase, Places, Record};
 use crate::report::{Event, NoReport, Reporter};
-use crate::shared::Shared;
+use crate::shared::{End, Shared};
 use crate::supervisor::{KILL_WITHIN, Running, Supervisor, keep, tidy};
 use crate::systemd_host::{self, Scope};
 use crate::unit_path::UnitDir;
@@ -31,6 +31,9 @@ use crate::user_range::UserRange;
 
 /// How long systemd-nspawn may take until the machine's PID 1 runs; it waits for nothing outside.
 const LEADER_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long systemd-nspawn may take to end after a machine's PID 1 did.
+const ENDS_WITHIN: Duration = Duration::from_millis(500);
 
 /// How a machine is spawned; see [`Host::spawn_with`].
 #[derive(Clone, Copy, Debug, Default)]
@@ -289,13 +292,27 @@ impl Job {
                     .doing("start a thread")?;
                 Ok(machine)
             }
+            Err(error @ MachineError::EndedEarly { .. }) => Err(error),
             Err(error) => {
+                // a machine that ends while it is set up makes every step fail in a way of its own
+                let ended = shared.wait_end(Instant::now() + ENDS_WITHIN);
+                if let Some(end) = ended {
+                    return Err(self.ended_early(end));
+                }
                 let _ = running.process.open().map(|pidfd| {
                     crate::process::send_signal(&pidfd, rustix::process::Signal::KILL)
                 });
                 shared.wait_end(Instant::now() + KILL_WITHIN);
                 Err(error)
             }
+        }
+    }
+
+    fn ended_early(&self, end: End) -> MachineError {
+        MachineError::EndedEarly {
+            name: self.config.name().clone(),
+            status: end.text,
+            said: end.said,
         }
     }
 
@@ -377,12 +394,7 @@ impl Job {
                     }
                 }
                 Some(_) => {
-                    let status = shared.wait_end(deadline).unwrap_or_default();
-                    return Err(MachineError::EndedEarly {
-                        name: name.clone(),
-                        status: status.text,
-                        said: status.said,
-                    });
+                    return Err(self.ended_early(shared.wait_end(deadline).unwrap_or_default()));
                 }
             }
         }
