@@ -29,6 +29,7 @@ pub(crate) struct Order {
 #[derive(Debug)]
 pub(crate) struct Launched {
     pub(crate) machine: Machine,
+    order_file: PathBuf,
     monitor: Option<Monitor>,
 }
 
@@ -47,6 +48,7 @@ impl Launched {
         let mut monitor = self.monitor.take()?;
         drop(monitor.lifeline.take());
         let status = monitor.child.wait().ok()?;
+        let _ = take_report(&self.order_file);
         status.code().and_then(|code| u8::try_from(code).ok())
     }
 }
@@ -97,7 +99,11 @@ pub(crate) fn launch(
                 // from here on it is on its own
                 monitor = None;
             }
-            Ok(Launched { machine, monitor })
+            Ok(Launched {
+                machine,
+                order_file,
+                monitor,
+            })
         }
         Err(error) => {
             if let Some(mut monitor) = monitor {

@@ -17,6 +17,16 @@ pub(crate) struct End {
     pub(crate) said: String,
 }
 
+impl End {
+    /// How it ended, with what systemd-nspawn said where that was a failure.
+    pub(crate) fn reason(&self) -> String {
+        if self.code == 0 || self.said.is_empty() {
+            return self.text.clone();
+        }
+        format!("{}: {}", self.text, self.said)
+    }
+}
+
 /// What the machine's threads and its handle share.
 #[derive(Debug)]
 pub(crate) struct Shared {

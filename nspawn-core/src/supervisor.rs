@@ -80,7 +80,7 @@ pub(crate) fn keep(
         record.phase = Phase::Ended;
         record.outcome.get_or_insert_with(|| Outcome {
             status: end.code,
-            reason: end.text.clone(),
+            reason: end.reason(),
             ended_at: record::now(),
         });
     });

@@ -61,8 +61,20 @@ pub(crate) fn run(args: &MonitorArgs, global: &Global) -> Result<u8, CommandErro
         std::thread::spawn(move || end_with_command(&watched, grace));
     }
     machine.wait(FOREVER)?;
-    // the command that waits reads it where the machine ended before its units
-    Ok(machine.outcome().map_or(0, |outcome| outcome.status))
+    let Some(outcome) = machine.outcome() else {
+        return Ok(0);
+    };
+    if !order.detached && outcome.status != 0 {
+        // read by a command that did not get to see the machine run
+        let message = format!(
+            "machine {} ended while it started: {}",
+            machine.name(),
+            outcome.reason
+        );
+        report(&args.order, &CommandError::new(Kind::Failure, message));
+    }
+    // read by a command whose machine ended before its units
+    Ok(outcome.status)
 }
 
 /// Where the journal of a detached machine's units is kept after its end.
