@@ -46,7 +46,7 @@ pub struct Journal {
 impl Machine {
     /// Reads what the programs of `units` wrote since the boot, from after `cursor` on where one is given.
     ///
-    /// With `follow`, waits for more until [`Journal::close`] is called or the machine ends.
+    /// With `follow`, waits for more until [`JournalCloser::close`] is called or the machine ends.
     ///
     /// # Errors
     ///
