@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -54,6 +55,17 @@ impl ProcessId {
     pub fn is_alive(&self) -> bool {
         self.open().is_ok_and(|pidfd| !has_ended(&pidfd))
     }
+}
+
+/// A program that does nothing, and ends when its standard input does: it holds what needs a process.
+pub(crate) fn placeholder() -> Command {
+    let mut command = Command::new("/bin/cat");
+    command
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command
 }
 
 fn start_ticks(stat: &str) -> Option<u64> {

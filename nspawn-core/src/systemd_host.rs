@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -15,6 +15,7 @@ use crate::error::{Cause, MachineError, SystemContext as _};
 use crate::guest::{bus_error, runtime};
 use crate::host::Cgroups;
 use crate::name::MachineName;
+use crate::process::placeholder;
 
 /// How long the host's systemd may take for a job that waits for nothing.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -39,12 +40,7 @@ impl Scope {
     /// A scope cannot be empty, so that a process which waits for its input to end holds it until the
     /// machine's first process is in; it has a cgroup of its own, so that the scope can hand on controllers.
     pub(crate) fn make(name: &MachineName, cgroups: &Cgroups) -> Result<Self, MachineError> {
-        let mut command = Command::new("/bin/cat");
-        command
-            .env_clear()
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        let mut command = placeholder();
         let mut holder = command.spawn().doing("hold a scope")?;
         let path = start_scope(name, holder.id()).inspect_err(|_| {
             drop(holder.stdin.take());

@@ -3,13 +3,13 @@
 use std::io;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
-use std::process::{Command, Stdio};
 
 use nix::unistd::{Gid, Group, Uid, User};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{MachineError, PathContext as _, SystemContext as _};
 use crate::name::MachineName;
+use crate::process::placeholder;
 use crate::sys;
 
 /// Users in a machine's range. Source: systemd docs/UIDS-GIDS: a range is 64 Ki long and so aligned.
@@ -68,12 +68,7 @@ impl UserRange {
     /// What the kernel says, such as `ENOSPC` where `user.max_user_namespaces` is reached.
     pub(crate) fn namespace(self) -> Result<OwnedFd, MachineError> {
         // the namespace needs a process that lives until it is opened: one that waits for its input to end
-        let mut command = Command::new("/bin/cat");
-        command
-            .env_clear()
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        let mut command = placeholder();
         sys::in_new_user_namespace(&mut command);
         let mut holder = command.spawn().map_err(|source| MachineError::NoIdMap {
             what: "the kernel makes none".into(),
