@@ -238,11 +238,15 @@ fn root_logs_show_and_follow_the_journal() {
     let scene = Scene::new();
     let unit = scene.script(
         "talk.service",
-        "echo one; echo two; until [ -e /run/go ]; do sleep 0.1; done; echo three; exec sleep 600",
+        "until [ -e /run/speak ]; do sleep 0.1; done; echo one; echo two; \
+         until [ -e /run/go ]; do sleep 0.1; done; echo three; exec sleep 600",
     );
     let name = scene.name("talk");
     scene.run_unit(&unit, &DETACH).expect_code(0);
-    // written by the unit before it was active, and flushed by journald when asked
+    // only now: what systemd says of the start is in the journal before what the unit says
+    scene
+        .run(["exec", &name, "--", "touch", "/run/speak"])
+        .expect_code(0);
     let read = wait::until(Duration::from_secs(10), || {
         let logs = scene.run(["logs", &name, "-o", "cat"]);
         logs.stdout.contains("one\ntwo\n").then_some(logs)
