@@ -79,6 +79,12 @@ fn columns(heading: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+/// The last `count` lines of a text.
+pub(crate) fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
 /// Seconds as people say them: `4 s`, `3 min`, `2 h`, `5 days`.
 pub(crate) fn age(seconds: u64) -> String {
     match seconds {
@@ -125,6 +131,18 @@ mod tests {
             columns(&["NAME", "N"], &rows),
             "NAME    N\na       1\nlonger  2\n"
         );
+    }
+
+    #[test]
+    fn the_last_lines_are_no_more_than_there_are() {
+        for (text, count, last) in [
+            ("a\nb\nc\n", 2, "b\nc"),
+            ("a\n", 2, "a"),
+            ("", 2, ""),
+            ("a", 0, ""),
+        ] {
+            assert_eq!(last_lines(text, count), last, "{text:?} {count}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use nspawn_core::command::{Prepared, argv};
-use nspawn_core::{Entry, GUEST_DIR, Network, Rootfs, UnitDir, shell_line};
+use nspawn_core::{Entry, GUEST_DIR, Network, UnitDir, shell_line};
 use nspawn_image::ImageRef;
 
 use super::unit::MachineArgs;
@@ -47,13 +47,7 @@ pub(crate) fn run(
     out: &mut Output,
 ) -> Result<(), CommandError> {
     let What::Unit(args) = &args.what;
-    let rootfs = match &args.image {
-        ImageRef::Host => Rootfs::Host,
-        other => Rootfs::Directory {
-            path: Path::new("/").join(other.to_string()),
-        },
-    };
-    let config = args.machine.describe(&args.files, rootfs, None)?;
+    let config = args.machine.describe(&args.files, &args.image)?;
     let dirs = global.dirs()?;
     let run = dirs.run.join("machines").join(config.name().as_str());
     let version =

@@ -4,9 +4,10 @@ use clap::Args;
 use nspawn_core::{MachineError, Phase, UnitName};
 
 use crate::commands::exec::code;
+use crate::commands::monitor::journal_file;
 use crate::error::{CommandError, Kind};
 use crate::options::{Global, NameArg};
-use crate::output::Output;
+use crate::output::{Output, last_lines};
 
 /// Show the journal of a machine's units
 #[derive(Args, Debug)]
@@ -35,12 +36,7 @@ pub(crate) fn run(args: &LogsArgs, global: &Global, out: &mut Output) -> Result<
     let host = global.host()?;
     let record = host.record(&args.name.name)?;
     if record.phase == Phase::Ended {
-        let path = global
-            .dirs()?
-            .state
-            .join("machines")
-            .join(record.name.as_str())
-            .join("journal.txt");
+        let path = journal_file(global, &record.name)?;
         let text = std::fs::read_to_string(&path).map_err(|error| {
             CommandError::new(
                 Kind::Failure,
@@ -48,16 +44,11 @@ pub(crate) fn run(args: &LogsArgs, global: &Global, out: &mut Output) -> Result<
             )
             .because(error)
         })?;
-        let lines: Vec<&str> = text.lines().collect();
-        let from = args
-            .lines
-            .map_or(0, |last| lines.len().saturating_sub(last as usize));
-        out.text(
-            &lines[from..]
-                .iter()
-                .map(|line| format!("{line}\n"))
-                .collect::<String>(),
-        )?;
+        let shown = args.lines.map_or(usize::MAX, |lines| lines as usize);
+        let last = last_lines(&text, shown);
+        if !last.is_empty() {
+            out.text(&(last + "\n"))?;
+        }
         return Ok(0);
     }
     let machine = host.machine(&record.name)?;

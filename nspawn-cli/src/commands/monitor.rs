@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use nspawn_core::{Machine, MachineConfig, NoReport, SpawnOptions, UnitName};
+use nspawn_core::{Machine, MachineConfig, MachineName, NoReport, SpawnOptions, UnitName};
 use nspawn_image::Cancel;
 
 use crate::error::{CommandError, Kind};
@@ -55,7 +55,7 @@ pub(crate) fn run(args: &MonitorArgs, global: &Global) -> Result<u8, CommandErro
             .iter()
             .map(|unit| unit.name().clone())
             .collect();
-        let log = journal_file(global, &machine)?;
+        let log = journal_file(global, machine.name())?;
         std::thread::spawn(move || end_with_units(&watched, &units, grace, &log));
     } else {
         std::thread::spawn(move || end_with_command(&watched, grace));
@@ -78,12 +78,12 @@ pub(crate) fn run(args: &MonitorArgs, global: &Global) -> Result<u8, CommandErro
 }
 
 /// Where the journal of a detached machine's units is kept after its end.
-pub(crate) fn journal_file(global: &Global, machine: &Machine) -> Result<PathBuf, CommandError> {
+pub(crate) fn journal_file(global: &Global, name: &MachineName) -> Result<PathBuf, CommandError> {
     Ok(global
         .dirs()?
         .state
         .join("machines")
-        .join(machine.name().as_str())
+        .join(name.as_str())
         .join("journal.txt"))
 }
 

@@ -62,14 +62,11 @@ enum UsersArg {
 }
 
 impl MachineArgs {
-    /// Reads the unit files and describes the machine.
-    ///
-    /// Before the image is there, `image` is `None` and only what does not depend on it is checked.
+    /// Reads the unit files and describes the machine, as far as that does not depend on what is in the image.
     pub(crate) fn describe(
         &self,
         files: &[PathBuf],
-        rootfs: Rootfs,
-        image: Option<&ImageRef>,
+        image: &ImageRef,
     ) -> Result<MachineConfig, CommandError> {
         let units = files
             .iter()
@@ -83,8 +80,7 @@ impl MachineArgs {
             })?,
             (None, None) => return Err(CommandError::new(Kind::Usage, "no unit file was given")),
         };
-        let mut builder = MachineConfig::builder(name, rootfs)
-            .persist(image.is_some() && self.persist)
+        let mut builder = MachineConfig::builder(name, Rootfs::Host)
             .network(match self.network {
                 NetworkArg::Host => Network::Host,
                 NetworkArg::None => Network::None,
@@ -95,7 +91,7 @@ impl MachineArgs {
                 UsersArg::Yes => UserNamespace::Yes,
                 UsersArg::No => UserNamespace::No,
             });
-        if let Some(image) = image.filter(|image| **image != ImageRef::Host) {
+        if *image != ImageRef::Host {
             builder = builder.label(image.to_string());
         }
         for unit in units {
@@ -113,18 +109,31 @@ impl MachineArgs {
                 builder = builder.bind(bind(text, read_only)?);
             }
         }
-        builder.build().map_err(|error| {
-            let hint = match &error {
-                ConfigError::Template(unit, example) => {
-                    Some(format!("give {example} in place of {unit}"))
-                }
-                ConfigError::PersistHost => Some("give an --image, or leave --persist out".into()),
-                _ => None,
-            };
-            let command_error = CommandError::new(Kind::Usage, error.to_string());
-            hint.into_iter().fold(command_error, CommandError::hint)
-        })
+        builder.build().map_err(refused)
     }
+
+    /// The same machine, made from `rootfs`.
+    pub(crate) fn made_from(
+        &self,
+        config: &MachineConfig,
+        rootfs: Rootfs,
+    ) -> Result<MachineConfig, CommandError> {
+        let mut spec = config.spec().clone();
+        spec.rootfs = rootfs;
+        spec.persist = self.persist;
+        spec.try_into().map_err(refused)
+    }
+}
+
+/// Says what to do about a description that contradicts itself.
+fn refused(error: ConfigError) -> CommandError {
+    let hint = match &error {
+        ConfigError::Template(unit, example) => Some(format!("give {example} in place of {unit}")),
+        ConfigError::PersistHost => Some("give an --image, or leave --persist out".into()),
+        _ => None,
+    };
+    let command_error = CommandError::new(Kind::Usage, error.to_string());
+    hint.into_iter().fold(command_error, CommandError::hint)
 }
 
 fn load(file: &Path) -> Result<UnitFile, CommandError> {

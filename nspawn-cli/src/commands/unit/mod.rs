@@ -15,7 +15,7 @@ use crate::commands::monitor::journal_file;
 use crate::error::{CommandError, Kind};
 use crate::launch::{Launched, Order, launch};
 use crate::options::Global;
-use crate::output::{Output, written};
+use crate::output::{Output, last_lines, written};
 use crate::progress::Progress;
 use crate::signals;
 
@@ -74,9 +74,7 @@ pub(crate) struct ImageOptions {
 /// Runs the command and returns the exit status.
 pub(crate) fn run(args: &UnitArgs, global: &Global) -> Result<u8, CommandError> {
     let mut progress = Progress::new(global.quiet);
-    let config = args
-        .machine
-        .describe(&args.files, nspawn_core::Rootfs::Host, None)?;
+    let config = args.machine.describe(&args.files, args.image.reference())?;
     let host = global.host()?;
     refuse_taken(&host, config.name())?;
     let cancel = Cancel::default();
@@ -86,9 +84,7 @@ pub(crate) fn run(args: &UnitArgs, global: &Global) -> Result<u8, CommandError> 
     // the image stays locked in the store for as long as the machine may need it
     let prepared = rootfs::prepare(&args.image, global, &cancel, &mut progress);
     let (rootfs, _image) = prepared.map_err(|error| signals::interrupted().unwrap_or(error))?;
-    let config = args
-        .machine
-        .describe(&args.files, rootfs, Some(args.image.reference()))?;
+    let config = args.machine.made_from(&config, rootfs)?;
     progress.say(&format!(
         "starting machine {} from {}",
         config.name(),
@@ -100,6 +96,7 @@ pub(crate) fn run(args: &UnitArgs, global: &Global) -> Result<u8, CommandError> 
         grace_s: args.stop_timeout,
     };
     let within = Duration::from_secs(args.timeout);
+    let grace = Duration::from_secs(args.stop_timeout);
     let mut notices = 0;
     let launched = launch(&host, &config, &order, within, |record| {
         for notice in record.notices.iter().skip(notices) {
@@ -117,18 +114,13 @@ pub(crate) fn run(args: &UnitArgs, global: &Global) -> Result<u8, CommandError> 
     let launched = launched.map_err(|error| signals::interrupted().unwrap_or(error))?;
     if let Some(error) = signals::interrupted() {
         // it may have come before there was a machine to stop
-        stop(
-            launched,
-            Duration::from_secs(args.stop_timeout),
-            &mut progress,
-        )?;
+        stop(launched, grace, &mut progress)?;
         return Err(error);
     }
     say_addresses(&launched.machine, &mut progress);
     if args.detach {
         detached(&launched, global, &units, within, started, &mut progress)
     } else {
-        let grace = Duration::from_secs(args.stop_timeout);
         let (stopping, name) = (host.clone(), config.name().clone());
         let stopped_units = units.clone();
         let follower = Follower::new(name.clone(), units.clone(), move || {
@@ -239,7 +231,7 @@ fn detached(
 ) -> Result<u8, CommandError> {
     let machine = &launched.machine;
     if let Err(error) = wait_active(machine, units, within, started, progress, &mut |_| {}) {
-        let log = journal_file(global, machine)?;
+        let log = journal_file(global, machine.name())?;
         let error = failed_unit(machine, error, Some(&log));
         // the monitor ends a machine whose units have all ended; a start that takes too long is ended here
         let _ = machine.stop(Duration::from_secs(10));
@@ -390,10 +382,8 @@ fn failed_unit(machine: &Machine, error: MachineError, log: Option<&Path>) -> Co
             for unit in &units {
                 let Ok(state) = machine.unit_state(unit) else {
                     // a systemd that does not answer says something on the console at best
-                    let console = machine.console_tail();
-                    let from = console.len().saturating_sub(CONSOLE_LINES);
-                    return command_error
-                        .details("last lines of its console:", &console[from..].join("\n"));
+                    let console = last_lines(&machine.console_tail().join("\n"), CONSOLE_LINES);
+                    return command_error.details("last lines of its console:", &console);
                 };
                 let line = format!("{unit} is {} ({})", state.active_state, state.sub_state);
                 command_error = command_error.details("state:", &line);
@@ -416,8 +406,7 @@ fn with_journal(
     if tail.is_empty() {
         let kept = log.and_then(|log| std::fs::read_to_string(log).ok());
         let kept = kept.unwrap_or_default();
-        let lines: Vec<&str> = kept.lines().collect();
-        tail = lines[lines.len().saturating_sub(TAIL_LINES as usize)..].join("\n");
+        tail = last_lines(&kept, TAIL_LINES as usize);
     }
     error.details(&format!("last journal lines of {unit}:"), &tail)
 }
