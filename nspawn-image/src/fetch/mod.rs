@@ -5,6 +5,7 @@
 //! receiving overlaps hashing.
 
 mod error;
+mod small;
 mod transfer;
 
 use std::fs::{self, File};
@@ -14,7 +15,9 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 pub use error::{DownloadError, DownloadReason};
+use reqwest::header::HeaderMap;
 use serde::{Deserialize, Serialize};
+pub(crate) use small::get;
 use transfer::{Event, Request};
 
 use crate::digest::Hasher;
@@ -72,15 +75,18 @@ pub(crate) enum Outcome {
     NotModified,
 }
 
-/// Downloads `url` into `partial`; with `known`, only if the server has another version.
+/// Downloads `url` into `partial`; with `known`, only if the server has another version. `headers` go with every
+/// request.
 pub(crate) fn download(
     url: &ImageUrl,
+    headers: &HeaderMap,
     known: Option<&Validators>,
     partial: &PartialPaths,
     options: &PullOptions,
     reporter: &mut dyn Reporter,
 ) -> Result<Outcome, ImageError> {
-    let result = Download::open(url, partial, options, reporter).and_then(|mut run| run.run(known));
+    let result =
+        Download::open(url, headers, partial, options, reporter).and_then(|mut run| run.run(known));
     if matches!(result, Err(ImageError::NoSpace { .. })) {
         partial.clear();
     }
@@ -89,6 +95,7 @@ pub(crate) fn download(
 
 struct Download<'a> {
     url: &'a ImageUrl,
+    headers: &'a HeaderMap,
     partial: &'a PartialPaths,
     options: &'a PullOptions,
     reporter: &'a mut dyn Reporter,
@@ -113,6 +120,7 @@ impl<'a> Download<'a> {
     /// Takes up what an earlier call left, where the server can be asked to go on with it.
     fn open(
         url: &'a ImageUrl,
+        headers: &'a HeaderMap,
         partial: &'a PartialPaths,
         options: &'a PullOptions,
         reporter: &'a mut dyn Reporter,
@@ -141,6 +149,7 @@ impl<'a> Download<'a> {
         file.seek(SeekFrom::Start(done)).at("write", data)?;
         Ok(Self {
             url,
+            headers,
             partial,
             options,
             reporter,
@@ -211,7 +220,6 @@ impl<'a> Download<'a> {
 
     fn attempt(&mut self, known: Option<&Validators>) -> Result<Ended, ImageError> {
         let request = Request {
-            url: self.url.clone(),
             from: self.done,
             if_range: self
                 .validators
@@ -219,10 +227,7 @@ impl<'a> Download<'a> {
                 .filter(|_| self.done > 0)
                 .map(str::to_owned),
             unless: known.filter(|_| self.done == 0).cloned(),
-            connect_timeout: self.options.connect_timeout,
-            idle_timeout: self.options.idle_timeout,
-            proxy: self.options.proxy.clone(),
-            cancel: self.options.cancel.clone(),
+            ..Request::plain(self.url, self.headers, self.options)
         };
         let events =
             transfer::start(request).map_err(|error| self.fail(DownloadReason::Thread(error)))?;

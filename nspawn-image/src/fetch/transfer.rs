@@ -18,7 +18,9 @@ use reqwest::{Client, Proxy, RequestBuilder, Response};
 
 use super::Validators;
 use super::error::{DownloadError, DownloadReason};
+use super::small::Answer;
 use crate::limits::Cancel;
+use crate::options::PullOptions;
 use crate::reference::ImageUrl;
 
 /// Redirects followed. Source: what curl's users and browsers settled on lies between 10 and 50; mirrors use two.
@@ -41,6 +43,8 @@ pub(super) struct Request {
     pub(super) idle_timeout: Duration,
     pub(super) proxy: Option<String>,
     pub(super) cancel: Cancel,
+    /// Sent with the request, such as `Accept` and `Authorization`. A redirect to another host gets no credentials.
+    pub(super) headers: HeaderMap,
 }
 
 /// The head of an answer that holds a body.
@@ -84,7 +88,22 @@ pub(super) fn start(request: Request) -> io::Result<Receiver<Event>> {
 }
 
 impl Request {
-    fn fail(&self, reason: DownloadReason) -> DownloadError {
+    /// A request for the whole of `url`.
+    pub(super) fn plain(url: &ImageUrl, headers: &HeaderMap, options: &PullOptions) -> Self {
+        Self {
+            url: url.clone(),
+            from: 0,
+            if_range: None,
+            unless: None,
+            connect_timeout: options.connect_timeout,
+            idle_timeout: options.idle_timeout,
+            proxy: options.proxy.clone(),
+            cancel: options.cancel.clone(),
+            headers: headers.clone(),
+        }
+    }
+
+    pub(super) fn fail(&self, reason: DownloadReason) -> DownloadError {
         DownloadError {
             url: self.url.clone(),
             reason,
@@ -113,7 +132,9 @@ impl Request {
 
     fn headers(&self, mut builder: RequestBuilder) -> RequestBuilder {
         // Bytes are hashed as they are published: a server must not compress them on the way.
-        builder = builder.header(ACCEPT_ENCODING, "identity");
+        builder = builder
+            .headers(self.headers.clone())
+            .header(ACCEPT_ENCODING, "identity");
         if let Some(known) = &self.unless {
             for (name, value) in [
                 (IF_NONE_MATCH, &known.etag),
@@ -133,20 +154,63 @@ impl Request {
     }
 }
 
-async fn transfer(request: &Request, sender: &SyncSender<Event>) -> Result<(), DownloadError> {
+/// Sends the request and waits for the head of the answer; `None` when the call was cancelled.
+async fn send(request: &Request) -> Result<Option<Response>, DownloadError> {
     let client = client(request).map_err(|reason| request.fail(reason))?;
     let sent = request
         .headers(client.get(request.url.secret().clone()))
         .send();
     // Connecting has its own limit; the rest of the way to a head counts as silence.
     let limit = request.connect_timeout + request.idle_timeout;
-    let mut response = match request.patiently(limit, sent).await {
-        None => return Ok(()),
-        Some(Err(())) => {
-            return Err(request.fail(DownloadReason::Stalled(request.idle_timeout.as_secs())));
+    match request.patiently(limit, sent).await {
+        None => Ok(None),
+        Some(Err(())) => Err(request.fail(DownloadReason::Stalled(request.idle_timeout.as_secs()))),
+        Some(Ok(Err(error))) => Err(explain(request, &error)),
+        Some(Ok(Ok(response))) => Ok(Some(response)),
+    }
+}
+
+/// The whole answer to a request, whatever its status, with at most `limit` bytes of body.
+pub(super) async fn whole(request: &Request, limit: u64) -> Result<Option<Answer>, DownloadError> {
+    let Some(mut response) = send(request).await? else {
+        return Ok(None);
+    };
+    let url = ImageUrl::from_url(response.url().clone());
+    let fail = |reason| DownloadError {
+        url: url.clone(),
+        reason,
+    };
+    let mut body = Vec::new();
+    loop {
+        match request
+            .patiently(request.idle_timeout, response.chunk())
+            .await
+        {
+            None => return Ok(None),
+            Some(Err(())) => {
+                let seconds = request.idle_timeout.as_secs();
+                return Err(fail(DownloadReason::Stalled(seconds)));
+            }
+            Some(Ok(Err(error))) => return Err(fail(DownloadReason::Broken(innermost(&error)))),
+            Some(Ok(Ok(Some(bytes)))) => {
+                if (body.len() + bytes.len()) as u64 > limit {
+                    return Err(fail(DownloadReason::TooLarge { limit }));
+                }
+                body.extend_from_slice(&bytes);
+            }
+            Some(Ok(Ok(None))) => break,
         }
-        Some(Ok(Err(error))) => return Err(explain(request, &error)),
-        Some(Ok(Ok(response))) => response,
+    }
+    Ok(Some(Answer {
+        status: response.status().as_u16(),
+        headers: response.headers().clone(),
+        body,
+    }))
+}
+
+async fn transfer(request: &Request, sender: &SyncSender<Event>) -> Result<(), DownloadError> {
+    let Some(mut response) = send(request).await? else {
+        return Ok(());
     };
     let url = ImageUrl::from_url(response.url().clone());
     let fail = |reason| DownloadError {
@@ -221,10 +285,17 @@ fn head(request: &Request, response: &Response) -> Result<Event, DownloadReason>
                     .and_then(|total| total.trim().parse().ok()),
             ))
         }
-        404 | 410 => Err(DownloadReason::NotFound(status)),
-        401 | 403 | 407 => Err(DownloadReason::Denied(status)),
-        500..=599 => Err(DownloadReason::Server(status)),
-        _ => Err(DownloadReason::Status(status)),
+        _ => Err(refusal(status)),
+    }
+}
+
+/// What a status means that brings no file.
+pub(super) fn refusal(status: u16) -> DownloadReason {
+    match status {
+        404 | 410 => DownloadReason::NotFound(status),
+        401 | 403 | 407 => DownloadReason::Denied(status),
+        500..=599 => DownloadReason::Server(status),
+        _ => DownloadReason::Status(status),
     }
 }
 

@@ -182,7 +182,8 @@ impl Store {
             data: self.partial(&key, "data"),
             record: self.partial(&key, "json"),
         };
-        match fetch::download(url, known.as_ref(), &partial, options, reporter)? {
+        let headers = reqwest::header::HeaderMap::new();
+        match fetch::download(url, &headers, known.as_ref(), &partial, options, reporter)? {
             Outcome::NotModified => match self.reuse(&key, options)? {
                 Some(image) => Ok(image),
                 None => {
