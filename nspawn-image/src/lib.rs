@@ -40,7 +40,6 @@ mod probe;
 pub mod qcow2;
 mod reference;
 mod report;
-mod sink;
 mod source;
 mod store;
 mod sys;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::FileExt;
 
 /// Bytes that can be read at any offset, from many threads at once.
@@ -42,6 +43,11 @@ pub trait ReadAt: Sync {
         let length = self.size()?;
         Ok((offset < length).then_some((offset, length)))
     }
+
+    /// The file that the source is, where it can share blocks with others.
+    fn as_file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 impl ReadAt for File {
@@ -78,6 +84,10 @@ impl ReadAt for File {
             Err(rustix::io::Errno::INVAL) => Ok(Some((offset, length))),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn as_file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.as_fd())
     }
 }
 
@@ -117,5 +127,9 @@ impl<T: ReadAt + Send + ?Sized> ReadAt for &T {
 
     fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
         (**self).next_data(offset)
+    }
+
+    fn as_file(&self) -> Option<BorrowedFd<'_>> {
+        (**self).as_file()
     }
 }

@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use io_uring::{IoUring, opcode, types};
 
@@ -89,6 +89,12 @@ impl WriteRing {
         self.buffers.iter().any(|buffer| buffer.pending == 0)
     }
 
+    /// Whether a buffer other than the current one can be filled now.
+    pub(crate) fn has_another(&self) -> bool {
+        let free = |(index, buffer): (usize, &Buffer)| index != self.current && buffer.pending == 0;
+        self.buffers.iter().enumerate().any(free)
+    }
+
     /// Hands out a free buffer, which is the current one from now on.
     ///
     /// # Panics
@@ -97,14 +103,24 @@ impl WriteRing {
     pub(crate) fn next_buffer(&mut self) -> &mut [u8] {
         let free = self.buffers.iter().position(|buffer| buffer.pending == 0);
         self.current = free.expect("asked for only where one is free");
-        let buffer = &mut self.buffers[self.current];
-        let end = buffer.start + buffer.memory.len() - ALIGN;
-        &mut buffer.memory[buffer.start..end]
+        self.bytes_mut()
     }
 
     /// The current buffer.
     pub(crate) fn bytes(&self) -> &[u8] {
         self.buffers[self.current].bytes()
+    }
+
+    /// The current buffer, to change what is not on its way.
+    ///
+    /// # Panics
+    ///
+    /// Where some of it is.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        let buffer = &mut self.buffers[self.current];
+        assert!(buffer.pending == 0, "the kernel reads this buffer");
+        let end = buffer.start + buffer.memory.len() - ALIGN;
+        &mut buffer.memory[buffer.start..end]
     }
 
     /// Whether the file takes direct writes, as far as is known.
@@ -166,7 +182,8 @@ impl WriteRing {
         }
     }
 
-    fn collect(&mut self) -> Vec<Failed> {
+    /// Takes back what is done; answers what was not carried out.
+    pub(crate) fn collect(&mut self) -> Vec<Failed> {
         let mut failed = Vec::new();
         for answer in self.ring.completion() {
             let number = usize::try_from(answer.user_data()).ok();
@@ -198,6 +215,33 @@ impl WriteRing {
     pub(crate) fn give_back(&mut self, write: &Failed) {
         self.buffers[write.buffer].pending -= 1;
     }
+}
+
+/// Makes `length` bytes at `to` of `output` share the blocks of those at `from` of `source`, all in bytes.
+///
+/// # Errors
+///
+/// `EOPNOTSUPP`, `EXDEV` and `EINVAL` where the file systems cannot. Source: ioctl_ficlonerange(2).
+pub(crate) fn clone_range(
+    source: BorrowedFd<'_>,
+    from: u64,
+    length: u64,
+    output: &File,
+    to: u64,
+) -> io::Result<()> {
+    let range = libc::file_clone_range {
+        src_fd: source.as_raw_fd().into(),
+        src_offset: from,
+        src_length: length,
+        dest_offset: to,
+    };
+    // JUSTIFICATION: rustix wraps FICLONE alone, which shares whole files.
+    // SAFETY: the kernel reads one structure of the kind that FICLONERANGE takes; both descriptors are open.
+    let result = unsafe { libc::ioctl(output.as_raw_fd(), libc::FICLONERANGE, &raw const range) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 impl Drop for WriteRing {

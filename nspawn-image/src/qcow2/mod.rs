@@ -83,11 +83,13 @@ impl<S: ReadAt> Units for Qcow2<S> {
         self.header.virtual_size
     }
 
-    fn worker(&self) -> Box<dyn Worker + '_> {
+    fn worker(&self) -> Box<dyn Worker + Send + '_> {
         Box::new(cluster::ClusterReader::new(
             &self.source,
             &self.header,
             self.length,
+            None,
+            0,
         ))
     }
 }

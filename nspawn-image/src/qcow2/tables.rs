@@ -5,8 +5,10 @@ use super::error::Qcow2Error;
 use super::header::Header;
 use crate::source::ReadAt;
 
-/// Bytes of a table read at once; 512 entries, or 256 with subclusters.
-const SLICE: u64 = 4096;
+/// Bytes of a table read at once; 2048 entries, or 1024 with subclusters.
+const SLICE: u64 = 16 << 10;
+/// Entries looked at for the next one that is in use before the caller hears of it, so that it can be cancelled.
+const SCAN: u64 = 1 << 16;
 /// Bits 9 to 55: the offset in an L1 entry and in a standard L2 entry.
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const COMPRESSED: u64 = 1 << 62;
@@ -15,12 +17,15 @@ const ZERO: u64 = 1;
 /// Where the bytes of one cluster are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mapping {
-    /// Nowhere: zeros, as there is no backing file.
+    /// Nowhere: what the backing file holds, zeros where there is none.
     Unallocated,
     /// Zeros, whatever lies below.
     Zero,
-    /// At `host` bytes in the image; with subclusters, those whose bit is set in `present`.
-    Data { host: u64, present: u32 },
+    /// At `host` bytes in the image.
+    Data { host: u64 },
+    /// At `host` bytes in the image those of the 32 subclusters whose bit is set in `present`; zeros those in
+    /// `zero`; the others nowhere.
+    Subclusters { host: u64, present: u32, zero: u32 },
     /// `length` bytes at `host` that decompress to the cluster; the length is rounded up to sectors.
     Compressed { host: u64, length: u64 },
 }
@@ -39,8 +44,8 @@ impl Slice {
         }
     }
 
-    /// The big-endian word at `offset` in the image, both in bytes.
-    fn word(&mut self, image: &dyn ReadAt, offset: u64) -> Result<Option<u64>, Qcow2Error> {
+    /// The bytes that are held at and after `offset` in the image; at least one word, or none at its end.
+    fn at(&mut self, image: &dyn ReadAt, offset: u64) -> Result<&[u8], Qcow2Error> {
         let held = offset >= self.start && offset + 8 <= self.start + self.bytes.len() as u64;
         if !held {
             self.start = offset / SLICE * SLICE;
@@ -59,12 +64,31 @@ impl Slice {
             self.bytes.truncate(count);
         }
         let at = (offset - self.start) as usize;
-        let Some(word) = self.bytes.get(at..at + 8) else {
+        Ok(self.bytes.get(at..).unwrap_or_default())
+    }
+
+    /// The big-endian word at `offset` in the image, both in bytes.
+    fn word(&mut self, image: &dyn ReadAt, offset: u64) -> Result<Option<u64>, Qcow2Error> {
+        let word = self.at(image, offset)?.first_chunk::<8>();
+        Ok(word.map(|word| u64::from_be_bytes(*word)))
+    }
+
+    /// How many of the next `most` words at `offset` are zero before one that is not, or before the end of what is
+    /// held: the caller asks again from there. `None` where the image ends.
+    fn zero_words(
+        &mut self,
+        image: &dyn ReadAt,
+        offset: u64,
+        most: u64,
+    ) -> Result<Option<u64>, Qcow2Error> {
+        let held = self.at(image, offset)?;
+        let words = (held.len() / 8).min(usize::try_from(most).unwrap_or(usize::MAX));
+        if words == 0 {
             return Ok(None);
-        };
-        let mut buffer = [0; 8];
-        buffer.copy_from_slice(word);
-        Ok(Some(u64::from_be_bytes(buffer)))
+        }
+        let (words, _) = held[..words * 8].as_chunks::<8>();
+        let zeros = words.iter().take_while(|word| **word == [0; 8]).count();
+        Ok(Some(zeros as u64))
     }
 }
 
@@ -108,6 +132,42 @@ impl<'a> Tables<'a> {
             });
         }
         Ok(Some(table))
+    }
+
+    /// The next guest byte at or after `guest` that the tables may say something of; the answer may be early, so
+    /// that no call takes long, but is never late.
+    pub(super) fn next_mapped(&mut self, guest: u64) -> Result<u64, Qcow2Error> {
+        let coverage = self.header.l1_coverage();
+        let index = guest / coverage;
+        let Some(table) = self.l2_table(guest)? else {
+            let start = index + 1;
+            let left = self.header.l1_entries.saturating_sub(start).min(SCAN);
+            let at = self.header.l1_offset + start * 8;
+            let zeros = match left {
+                0 => 0,
+                _ => self.l1.zero_words(self.image, at, left)?.unwrap_or(0),
+            };
+            return Ok((start + zeros).saturating_mul(coverage));
+        };
+        let (size, cluster) = (self.header.l2_entry_size(), self.header.cluster_size());
+        let entries = cluster / size;
+        let mut entry = guest / cluster % entries;
+        let last = entries.min(entry + SCAN);
+        while entry < last {
+            let at = table + entry * size;
+            let words = (entries - entry) * (size / 8);
+            // The end of the file is told by the look-up.
+            let zeros = self.l2.zero_words(self.image, at, words)?.unwrap_or(0);
+            let step = zeros / (size / 8);
+            if step == 0 {
+                break;
+            }
+            entry += step;
+        }
+        let found = index
+            .saturating_mul(coverage)
+            .saturating_add(entry * cluster);
+        Ok(found.max(guest))
     }
 
     /// What the tables say of the cluster that holds `guest`.
@@ -164,8 +224,13 @@ impl<'a> Tables<'a> {
             }
             return Ok(match (present, zero) {
                 (0, 0) => Mapping::Unallocated,
-                (0, _) => Mapping::Zero,
-                _ => Mapping::Data { host, present },
+                (0, u32::MAX) => Mapping::Zero,
+                (u32::MAX, _) => Mapping::Data { host },
+                _ => Mapping::Subclusters {
+                    host,
+                    present,
+                    zero,
+                },
             });
         }
         if entry & ZERO != 0 {
@@ -180,9 +245,6 @@ impl<'a> Tables<'a> {
         if !host.is_multiple_of(self.header.cluster_size()) {
             return damaged("its data is not aligned to a cluster");
         }
-        Ok(Mapping::Data {
-            host,
-            present: u32::MAX,
-        })
+        Ok(Mapping::Data { host })
     }
 }

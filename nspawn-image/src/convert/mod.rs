@@ -1,9 +1,14 @@
 //! The conversion engine: any source of guest bytes, read in parallel, written as one sparse file.
 //!
-//! Units of 2 MiB of guest range are handed out by an atomic counter, so that no thread waits for another.
-//! Each thread has its own decoder and its own buffers, and writes through a [`Sink`] of its own, so that decoding
-//! and the disk overlap; with at most four threads everything together stays below 32 MiB, whatever the image.
-//! Blocks of 4 KiB that hold only zeros are left as holes.
+//! Units of 2 MiB of guest range are handed out by an atomic counter, several at once where nothing is in them, so
+//! that no thread waits for another. Each thread has its own decoder and its own buffers, and writes through a
+//! [`Sink`] of its own, so that decoding and the disk overlap; with at most four threads everything together stays
+//! below 32 MiB, whatever the image. Blocks of 4 KiB that hold only zeros are left as holes, and blocks that the file
+//! system can share with the source are not copied at all.
+
+mod raw;
+pub(crate) mod scratch;
+mod sink;
 
 use std::fs::File;
 use std::io;
@@ -15,10 +20,12 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+pub(crate) use raw::RawUnits;
+use scratch::{Scratch, Sharing};
+use sink::Sink;
+
 use crate::limits::Cancel;
 use crate::qcow2::Qcow2Error;
-use crate::sink::{self, Sink};
-use crate::source::ReadAt;
 
 /// Guest bytes in one unit of work: no cluster is larger.
 pub(crate) const UNIT: u64 = 2 << 20;
@@ -31,6 +38,8 @@ const MAX_WORKERS: usize = 4;
 const BUFFERS: usize = 8;
 /// Buffers of one thread; more are of no use.
 const MAX_BUFFERS: usize = 3;
+/// Units taken at once after a stretch without data: looking for the next data is quick.
+const EMPTY_BATCH: u64 = 32;
 /// How often progress is told and a cancel seen.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -57,6 +66,11 @@ pub trait Output: Sync {
     fn direct(&self) -> Option<File> {
         None
     }
+
+    /// The file that the output is, where it can share blocks with others.
+    fn as_file(&self) -> Option<&File> {
+        None
+    }
 }
 
 /// The file must be empty before.
@@ -78,6 +92,10 @@ impl Output for File {
             .custom_flags(rustix::fs::OFlags::DIRECT.bits().cast_signed())
             .open(format!("/proc/self/fd/{}", self.as_raw_fd()))
             .ok()
+    }
+
+    fn as_file(&self) -> Option<&File> {
+        Some(self)
     }
 }
 
@@ -109,22 +127,23 @@ pub(crate) trait Units: Sync {
     /// Guest bytes in all.
     fn size(&self) -> u64;
     /// The state of one thread.
-    fn worker(&self) -> Box<dyn Worker + '_>;
+    fn worker(&self) -> Box<dyn Worker + Send + '_>;
 }
 
 /// One thread's view of a [`Units`].
 pub(crate) trait Worker {
-    /// Reads `length` guest bytes from `offset` into the start of `buffer`, which is a whole unit long, and
-    /// appends to `data` the ranges of it that hold data, in rising order; all else is zero.
+    /// Reads guest bytes from `offset` into `buffer`, and appends to `data` the ranges of it that hold data; all
+    /// else is zero and left as it was in `buffer`, or already there in the output. What is behind the end is zero.
     fn read(
         &mut self,
         offset: u64,
-        length: usize,
         buffer: &mut [u8],
         data: &mut Vec<Range<usize>>,
+        scratch: &mut Scratch<'_>,
     ) -> Result<(), Qcow2Error>;
 
-    /// The next guest byte at or after `offset` that may hold data, where this is known at once.
+    /// The next guest byte at or after `offset` that may hold data, where this is known at once; it may be said too
+    /// early and may lie behind the end.
     fn next_data(&mut self, offset: u64) -> Result<u64, Qcow2Error>;
 }
 
@@ -146,6 +165,7 @@ pub(crate) fn run(
         .min(usize::try_from(units).unwrap_or(MAX_WORKERS));
     let shared = Shared {
         direct: output.direct(),
+        shares: AtomicBool::new(true),
         buffers: (BUFFERS / workers.max(1)).min(MAX_BUFFERS),
         next: AtomicU64::new(0),
         stop: AtomicBool::new(false),
@@ -172,7 +192,8 @@ pub(crate) fn run(
             shared.fail(error);
         }
         while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
-            progress((shared.next.load(Ordering::Relaxed).saturating_mul(UNIT)).min(size));
+            let next = shared.next.load(Ordering::Relaxed);
+            progress(next.saturating_mul(UNIT).min(size));
             if cancel.is_cancelled() {
                 shared.fail(Qcow2Error::Cancelled);
             }
@@ -193,6 +214,8 @@ pub(crate) fn run(
 
 struct Shared {
     direct: Option<File>,
+    /// Whether blocks can be shared, as far as is known.
+    shares: AtomicBool,
     /// Buffers of each thread.
     buffers: usize,
     next: AtomicU64,
@@ -218,24 +241,36 @@ fn work(
 ) -> Result<(), Qcow2Error> {
     let mut worker = source.worker();
     let mut sink = Sink::new(output, shared.direct.as_ref(), shared.buffers);
+    let mut scratch = Scratch::new(output.as_file().map(|output| Sharing {
+        output,
+        works: &shared.shares,
+    }));
     let mut data = Vec::new();
+    let mut batch = 1;
     while !shared.stop.load(Ordering::Relaxed) {
-        let unit = shared.next.fetch_add(1, Ordering::Relaxed);
-        let Some(offset) = unit.checked_mul(UNIT).filter(|offset| *offset < size) else {
+        let first = shared.next.fetch_add(batch, Ordering::Relaxed);
+        let Some(start) = first.checked_mul(UNIT).filter(|start| *start < size) else {
             break;
         };
-        let ahead = worker.next_data(offset)? / UNIT;
-        if ahead > unit {
-            shared.next.fetch_max(ahead, Ordering::Relaxed);
-            continue;
-        }
-        let length = UNIT.min(size - offset) as usize;
-        data.clear();
-        let buffer = sink.buffer()?;
-        worker.read(offset, length, buffer, &mut data)?;
-        sink::fill_blocks(&mut buffer[..length], &mut data);
-        for range in &data {
-            sink.write(range.clone(), offset)?;
+        let end = start.saturating_add(batch.saturating_mul(UNIT)).min(size);
+        let mut at = start;
+        batch = EMPTY_BATCH;
+        while at < end && !shared.stop.load(Ordering::Relaxed) {
+            let found = worker.next_data(at)?;
+            if found / UNIT > at / UNIT {
+                at = found / UNIT * UNIT;
+                if at >= end {
+                    shared.next.fetch_max(at / UNIT, Ordering::Relaxed);
+                }
+                continue;
+            }
+            batch = 1;
+            let length = UNIT.min(size - at) as usize;
+            data.clear();
+            let buffer = &mut sink.buffer()?[..length];
+            worker.read(at, buffer, &mut data, &mut scratch)?;
+            sink.write(&mut data, length, at)?;
+            at += length as u64;
         }
     }
     sink.finish()
@@ -277,78 +312,10 @@ pub(crate) fn next_data(bytes: &[u8], from: usize, offset: u64) -> Option<Range<
     Some(start..end)
 }
 
-/// A raw disk image as a source.
-pub(crate) struct RawUnits<S> {
-    source: S,
-    size: u64,
-}
-
-impl<S: ReadAt> RawUnits<S> {
-    pub(crate) fn new(source: S) -> io::Result<Self> {
-        let size = source.size()?;
-        Ok(Self { source, size })
-    }
-}
-
-impl<S: ReadAt> Units for RawUnits<S> {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn worker(&self) -> Box<dyn Worker + '_> {
-        Box::new(RawWorker(self))
-    }
-}
-
-struct RawWorker<'a, S>(&'a RawUnits<S>);
-
-impl<S: ReadAt> Worker for RawWorker<'_, S> {
-    fn read(
-        &mut self,
-        offset: u64,
-        length: usize,
-        buffer: &mut [u8],
-        data: &mut Vec<Range<usize>>,
-    ) -> Result<(), Qcow2Error> {
-        let end = offset + length as u64;
-        let mut at = offset;
-        while at < end {
-            let found = self
-                .0
-                .source
-                .next_data(at)
-                .map_err(|source| Qcow2Error::Read { offset: at, source })?;
-            let Some((start, stop)) = found else { break };
-            if start >= end {
-                break;
-            }
-            let range = (start - offset) as usize..(stop.min(end) - offset) as usize;
-            self.0
-                .source
-                .read_exact_at(&mut buffer[range.clone()], start)
-                .map_err(|source| Qcow2Error::Read {
-                    offset: start,
-                    source,
-                })?;
-            data.push(range);
-            at = stop;
-        }
-        Ok(())
-    }
-
-    fn next_data(&mut self, offset: u64) -> Result<u64, Qcow2Error> {
-        let found = self
-            .0
-            .source
-            .next_data(offset)
-            .map_err(|source| Qcow2Error::Read { offset, source })?;
-        Ok(found.map_or(self.0.size.next_multiple_of(UNIT), |(start, _)| start))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::ReadAt;
 
     #[test]
     fn raw_keeps_every_byte_and_skips_zero_blocks() {

@@ -4,12 +4,17 @@
 use std::fs::File;
 use std::ops::Range;
 
-use crate::convert::{BLOCK, Output, UNIT, next_data};
+use super::{BLOCK, Output, UNIT, next_data};
 use crate::qcow2::Qcow2Error;
 use crate::sys::{Failed, WriteRing};
 
+/// A unit with less data goes through the page cache, in bytes: a small write past it costs as much as a large one.
+const DIRECT_UNIT: usize = 512 << 10;
+/// So does a stretch between two holes that is smaller, in bytes.
+const DIRECT_WRITE: usize = 32 << 10;
+
 /// A thread's way to the output, and the buffers it fills.
-pub(crate) struct Sink<'a> {
+pub(super) struct Sink<'a> {
     output: &'a dyn Output,
     way: Way,
 }
@@ -22,7 +27,7 @@ enum Way {
 
 impl<'a> Sink<'a> {
     /// `direct` is the output opened past the page cache, if it could be; `buffers` are used with it.
-    pub(crate) fn new(output: &'a dyn Output, direct: Option<&File>, buffers: usize) -> Self {
+    pub(super) fn new(output: &'a dyn Output, direct: Option<&File>, buffers: usize) -> Self {
         // Old kernels, sandboxes and settings refuse the ring.
         let ring = direct
             .and_then(|file| file.try_clone().ok())
@@ -35,7 +40,7 @@ impl<'a> Sink<'a> {
     }
 
     /// A buffer of one unit, with whatever it held before.
-    pub(crate) fn buffer(&mut self) -> Result<&mut [u8], Qcow2Error> {
+    pub(super) fn buffer(&mut self) -> Result<&mut [u8], Qcow2Error> {
         if let Way::Ring(ring) = &mut self.way {
             while !ring.next_is_free() {
                 let failed = ring.wait().map_err(write_error(0))?;
@@ -48,24 +53,64 @@ impl<'a> Sink<'a> {
         })
     }
 
-    /// Writes what is not zero in `range` of the last buffer, which stands at `offset` of the disk.
-    pub(crate) fn write(&mut self, range: Range<usize>, offset: u64) -> Result<(), Qcow2Error> {
+    /// Writes what is not zero in the ranges `data` of the last buffer, of which `length` bytes count and which
+    /// stands at `offset` of the disk.
+    ///
+    /// Where the disk is slower than what fills the buffers, some units go through the page cache: no thread waits.
+    pub(super) fn write(
+        &mut self,
+        data: &mut Vec<Range<usize>>,
+        length: usize,
+        offset: u64,
+    ) -> Result<(), Qcow2Error> {
+        let direct = match &mut self.way {
+            Way::Plain(_) => false,
+            Way::Ring(ring) => {
+                let failed = ring.collect();
+                redo(self.output, ring, failed)?;
+                let much = data.iter().map(Range::len).sum::<usize>() >= DIRECT_UNIT;
+                much && ring.is_taking() && ring.has_another()
+            }
+        };
+        if direct {
+            fill_blocks(&mut self.current_mut()[..length], data);
+        }
+        for range in data.iter() {
+            self.write_range(range.clone(), offset, direct)?;
+        }
+        Ok(())
+    }
+
+    fn current_mut(&mut self) -> &mut [u8] {
+        match &mut self.way {
+            Way::Ring(ring) => ring.bytes_mut(),
+            Way::Plain(buffer) => buffer,
+        }
+    }
+
+    fn current(&self) -> &[u8] {
+        match &self.way {
+            Way::Ring(ring) => ring.bytes(),
+            Way::Plain(buffer) => buffer,
+        }
+    }
+
+    fn write_range(
+        &mut self,
+        range: Range<usize>,
+        offset: u64,
+        direct: bool,
+    ) -> Result<(), Qcow2Error> {
         let mut from = range.start;
         loop {
-            let bytes = match &self.way {
-                Way::Ring(ring) => ring.bytes(),
-                Way::Plain(buffer) => buffer,
-            };
+            let bytes = self.current();
             let Some(data) = next_data(&bytes[..range.end], from, offset) else {
                 return Ok(());
             };
             from = data.end;
             // The end of the disk need not end a block.
             let whole = data.start..data.end / BLOCK * BLOCK;
-            let direct = match &self.way {
-                Way::Ring(ring) => !whole.is_empty() && ring.is_taking(),
-                Way::Plain(_) => false,
-            };
+            let direct = direct && whole.len() >= DIRECT_WRITE;
             let rest = if direct { whole.end..data.end } else { data };
             if !rest.is_empty() {
                 let at = offset + rest.start as u64;
@@ -84,7 +129,7 @@ impl<'a> Sink<'a> {
     }
 
     /// Waits until all is written.
-    pub(crate) fn finish(mut self) -> Result<(), Qcow2Error> {
+    pub(super) fn finish(mut self) -> Result<(), Qcow2Error> {
         if let Way::Ring(ring) = &mut self.way {
             while !ring.is_idle() {
                 let failed = ring.wait().map_err(write_error(0))?;
@@ -112,7 +157,7 @@ fn write_error(offset: u64) -> impl FnOnce(std::io::Error) -> Qcow2Error {
 
 /// Widens ranges to whole blocks, the added bytes zeroed, so that they can be written past the page cache. The last
 /// one ends with `unit` at the latest.
-pub(crate) fn fill_blocks(unit: &mut [u8], data: &mut Vec<Range<usize>>) {
+fn fill_blocks(unit: &mut [u8], data: &mut Vec<Range<usize>>) {
     let mut kept = 0;
     // Where the bytes of the last kept range end that were really read.
     let mut filled = 0;
@@ -202,7 +247,7 @@ mod tests {
 
     #[test]
     fn every_way_writes_the_same_bytes() {
-        use crate::convert::{RawUnits, run};
+        use super::super::{RawUnits, run};
         use crate::limits::Cancel;
 
         // Pieces of every alignment, zero blocks between them, and an end within a block and a sector.
@@ -250,7 +295,7 @@ mod tests {
 
     #[test]
     fn what_the_disk_refuses_is_an_error_of_the_plain_write() {
-        use crate::convert::{RawUnits, run};
+        use super::super::{RawUnits, run};
         use crate::limits::Cancel;
 
         let dir = tempfile::tempdir().unwrap();
