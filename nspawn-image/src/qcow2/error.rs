@@ -56,9 +56,26 @@ pub enum Qcow2Error {
         /// The limit, in bytes.
         limit: u64,
     },
-    /// The image needs another file.
+    /// The image needs another file, and nobody allowed to open it.
     #[error("the image is an overlay on the backing file {0:?}, which is not opened")]
     BackingFile(String),
+    /// A file below the image could not be used.
+    #[error("cannot use the backing file {name:?}")]
+    Backing {
+        /// The name, as the image gives it.
+        name: String,
+        /// What is wrong with it.
+        #[source]
+        reason: Box<BackingReason>,
+    },
+    /// No internal snapshot has this name or number.
+    #[error("the image has no snapshot {wanted:?}, only {found}")]
+    NoSnapshot {
+        /// What was asked for.
+        wanted: String,
+        /// The snapshots there are, or `none`.
+        found: String,
+    },
     /// The image's data is in another file.
     #[error("the image keeps its data in the external file {0:?}, which is not opened")]
     DataFile(String),
@@ -97,13 +114,56 @@ pub enum Qcow2Error {
     Cancelled,
 }
 
+/// Why a file below an overlay is not used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackingReason {
+    /// The name leads out of the folder that was allowed.
+    #[error("it lies outside the folder that is allowed")]
+    Outside,
+    /// A name with a protocol, such as `nbd:` or `json:`.
+    #[error("only plain file names are followed")]
+    Protocol,
+    /// A folder, a device, a pipe, or no name at all.
+    #[error("it is no regular file")]
+    NotAFile,
+    /// A file that is in the chain already.
+    #[error("the chain of backing files comes back to it")]
+    Loop,
+    /// More files than are followed.
+    #[error("the chain has more than {0} files")]
+    Depth(usize),
+    /// A format other than raw and qcow2.
+    #[error("its format {0:?} is not supported, only raw and qcow2")]
+    Format(String),
+    /// It could not be opened or read.
+    #[error("it cannot be opened")]
+    Open(#[source] io::Error),
+    /// It is a qcow2 image that is refused.
+    #[error(transparent)]
+    Image(Qcow2Error),
+}
+
 impl Qcow2Error {
     /// What to do about it, where something is known to help.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::BackingFile(_) | Self::DataFile(_) => Some(
-                "flatten it where its other files are: `qemu-img convert -O qcow2 OVERLAY FLAT`",
+            Self::BackingFile(_) => Some(
+                "allow it with --allow-backing DIR, the folder that holds the files below, or flatten it: `qemu-img convert -O qcow2 OVERLAY FLAT`",
             ),
+            Self::Backing { reason, .. } => match &**reason {
+                BackingReason::Outside | BackingReason::Open(_) => Some(
+                    "name the folder that holds all files of the chain with --allow-backing DIR",
+                ),
+                BackingReason::Image(error) => error.hint(),
+                _ => Some(
+                    "flatten it where its other files are: `qemu-img convert -O qcow2 OVERLAY FLAT`",
+                ),
+            },
+            Self::NoSnapshot { .. } => Some("`nspawn-run image inspect` lists the snapshots"),
+            Self::DataFile(_) => {
+                Some("flatten it where its other files are: `qemu-img convert -O qcow2 IMAGE FLAT`")
+            }
             Self::Encrypted(_) => Some("decrypt it first with `qemu-img convert`"),
             Self::Truncated { .. }
             | Self::Compressed { .. }

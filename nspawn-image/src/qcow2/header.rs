@@ -3,6 +3,7 @@
 //! Source: QEMU docs/interop/qcow2.txt, "Header", "Header extensions".
 
 use super::error::Qcow2Error;
+use super::snapshot::Snapshot;
 use crate::source::ReadAt;
 
 const MAGIC: u32 = 0x5146_49fb;
@@ -58,6 +59,18 @@ pub struct Header {
     pub snapshot_count: u32,
     /// Where their table starts, in bytes.
     pub snapshots_offset: u64,
+    /// The file below, where the image is an overlay.
+    pub backing: Option<Backing>,
+}
+
+/// The file that an overlay lies on, as its header names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Backing {
+    /// Its name: a path, or something with a protocol.
+    pub name: String,
+    /// Its format, where the header gives it.
+    pub format: Option<String>,
 }
 
 /// The fixed part of a header is 104 bytes; the rest of the first cluster holds extensions and names.
@@ -194,13 +207,19 @@ impl Header {
             other => return field("crypt_method", other.into()),
         }
         let (backing_offset, backing_length) = (raw.u64(8), raw.u32(16));
+        let mut backing = None;
         if backing_offset != 0 {
             if backing_length > MAX_BACKING_NAME {
                 return field("backing_file_size", backing_length.into());
             }
-            return Err(Qcow2Error::BackingFile(
-                raw.text(backing_offset, backing_length.into()),
-            ));
+            let format = extensions
+                .iter()
+                .find(|(kind, ..)| *kind == EXTENSION_BACKING_FORMAT)
+                .map(|(_, at, length)| raw.text(*at, *length));
+            backing = Some(Backing {
+                name: raw.text(backing_offset, backing_length.into()),
+                format,
+            });
         }
         let virtual_size = raw.u64(24);
         if virtual_size > limit {
@@ -224,6 +243,7 @@ impl Header {
             l1_offset: raw.u64(40),
             snapshot_count: raw.u32(60),
             snapshots_offset: raw.u64(64),
+            backing,
         };
         header.check_tables(length)?;
         Ok(header)
@@ -268,9 +288,28 @@ impl Header {
             let name = find(EXTENSION_DATA_FILE).map(|(_, at, length)| raw.text(*at, *length));
             return Err(Qcow2Error::DataFile(name.unwrap_or_default()));
         }
-        // The backing format only matters with a backing file, which is refused.
-        let _ = find(EXTENSION_BACKING_FORMAT);
         Ok(())
+    }
+
+    /// The same image as it was at a snapshot: another size and other tables.
+    pub(super) fn at_snapshot(
+        &self,
+        snapshot: &Snapshot,
+        length: u64,
+        limit: u64,
+    ) -> Result<Self, Qcow2Error> {
+        let size = snapshot.virtual_size.unwrap_or(self.virtual_size);
+        if size > limit {
+            return Err(Qcow2Error::TooLarge { size, limit });
+        }
+        let header = Self {
+            virtual_size: size,
+            l1_offset: snapshot.l1_offset,
+            l1_entries: snapshot.l1_entries.into(),
+            ..self.clone()
+        };
+        header.check_tables(length)?;
+        Ok(header)
     }
 
     fn check_tables(&self, length: u64) -> Result<(), Qcow2Error> {
