@@ -11,6 +11,7 @@ pub(crate) enum Format {
     Raw,
     Tar,
     Compressed(Codec),
+    Zip,
     /// Known by name, and not offered.
     Unsupported(&'static str),
     /// Nothing an image could be.
@@ -52,7 +53,7 @@ const MAGIC: &[(usize, &[u8], Format)] = &[
     ),
     (0, b"BZh", Format::Compressed(Codec::Bzip2)),
     (257, b"ustar", Format::Tar),
-    (0, b"PK\x03\x04", Format::Unsupported("a zip archive")),
+    (0, b"PK\x03\x04", Format::Zip),
     (
         0,
         b"7z\xbc\xaf\x27\x1c",
@@ -158,7 +159,7 @@ mod tests {
                 vec![1; 4096],
                 Format::NoImage("neither a partition table, a file system nor an archive"),
             ),
-            (b"PK\x03\x04".to_vec(), Format::Unsupported("a zip archive")),
+            (b"PK\x03\x04".to_vec(), Format::Zip),
         ];
         for (bytes, format) in table {
             assert_eq!(detect(&bytes).unwrap(), format);

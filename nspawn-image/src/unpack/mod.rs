@@ -3,16 +3,26 @@
 //! Flow: [`import`] -> format of the file -> codec -> format of what is inside -> [`qcow2`](crate::qcow2), sparse
 //! copy or tree. A qcow2 inside a compressed file is spooled first, as it is read at random.
 
+mod archive;
 mod error;
+mod layer;
+mod remove;
 mod stream;
 mod tree;
+mod writer;
+mod zip;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use archive::{Archive, Entry};
 pub use error::UnpackError;
-use stream::Stream;
+pub(crate) use layer::{Whiteouts, add_layer};
+pub(crate) use remove::remove_all;
+pub(crate) use stream::Stream;
+pub(crate) use tree::Tree;
+pub use writer::TreeWriter;
 
 use crate::convert::{self, RawUnits};
 use crate::error::{ImageError, PathContext};
@@ -40,7 +50,7 @@ impl WorkPaths {
         for path in [&self.raw, &self.spool] {
             let _ = fs::remove_file(path);
         }
-        let _ = fs::remove_dir_all(&self.tree);
+        let _ = remove_all(&self.tree);
     }
 }
 
@@ -73,6 +83,7 @@ pub(crate) fn import(
         Format::Raw => import.raw(&file.file, reporter),
         Format::Tar => import.packed(file.file, None, reporter),
         Format::Compressed(codec) => import.packed(file.file, Some(codec), reporter),
+        Format::Zip => import.zip(file.file, reporter),
         other => Err(import.refuse(other)),
     }
 }
@@ -210,7 +221,7 @@ impl Import<'_> {
     fn write_raw(
         &self,
         head: &[u8],
-        mut stream: Stream,
+        mut stream: Stream<'_>,
         step: &mut Step<'_>,
     ) -> Result<u64, ImageError> {
         let output = Self::create(&self.work.raw)?;
@@ -237,7 +248,7 @@ impl Import<'_> {
     fn spool(
         &self,
         head: &[u8],
-        mut stream: Stream,
+        mut stream: Stream<'_>,
         length: u64,
         reporter: &mut dyn Reporter,
     ) -> Result<File, ImageError> {
@@ -263,55 +274,45 @@ impl Import<'_> {
     fn tar(
         &self,
         head: Vec<u8>,
-        stream: Stream,
+        stream: Stream<'_>,
         length: u64,
         reporter: &mut dyn Reporter,
     ) -> Result<Imported, ImageError> {
         let gauge = stream.gauge.clone();
         let explain = stream.explainer();
+        let failed = |error| self.unpack_error(error);
         let mut step = Step::begin(reporter, StepKind::Unpack, self.what, Some(length));
-        let mut archive = tar::Archive::new(io::Cursor::new(head).chain(stream));
-        archive.set_ignore_zeros(false);
-        let entries = archive
-            .entries()
-            .map_err(|error| self.unpack_error(explain(error)))?;
-        let mut tree = None;
-        let mut count = 0;
-        for entry in entries {
-            let mut entry = entry.map_err(|error| self.unpack_error(explain(error)))?;
-            count += 1;
-            if count > self.options.limits.entries {
-                return Err(self.unpack_error(UnpackError::Entries {
-                    limit: self.options.limits.entries,
-                }));
-            }
-            if tree.is_none() && tree::is_root(&entry) {
-                continue;
-            }
-            if tree.is_none() && tree::is_disk(&entry) {
+        let mut archive = Archive::new(io::Cursor::new(head).chain(stream), explain);
+        let mut tree: Option<Tree> = None;
+        // Notes and checksums may lie beside a disk; among folders it is a file like any other.
+        let mut only_files = true;
+        while let Some(entry) = archive.next().map_err(failed)? {
+            if only_files && tree::is_disk(&entry) {
                 let spooled =
-                    self.spool_entry(&mut entry, &explain, &mut || gauge.read(), &mut step)?;
+                    self.spool_entry(&entry, &mut archive, &mut || gauge.read(), &mut step)?;
                 drop(step);
+                let _ = remove_all(&self.work.tree);
                 return self.disk_in_tar(&spooled, reporter);
             }
-            if tree.is_none() {
-                let made = tree::Tree::create(&self.work.tree)
-                    .map_err(|error| self.unpack_error(error))?;
-                if let Some(notice) = made.notice() {
-                    step.notice(notice);
+            only_files &= tree::is_file(entry.kind) || tree::is_root(&entry);
+            let tree = match &mut tree {
+                Some(tree) => tree,
+                None => {
+                    let made =
+                        Tree::create(&self.work.tree, &self.options.limits).map_err(failed)?;
+                    tree.insert(made)
                 }
-                tree = Some(made);
-            }
-            if let Some(tree) = &mut tree {
-                tree.add(&mut entry, &explain)
-                    .map_err(|error| self.unpack_error(error))?;
-            }
+            };
+            tree.add(&entry, &mut archive).map_err(failed)?;
             step.at(gauge.read());
         }
         let Some(tree) = tree else {
-            return Err(self.unpack_error(UnpackError::Empty));
+            return Err(failed(UnpackError::Empty));
         };
-        tree.finish().map_err(|error| self.unpack_error(error))?;
+        if let Some(notice) = tree.notice() {
+            step.notice(notice);
+        }
+        tree.finish().map_err(failed)?;
         check_tree(&self.work.tree).map_err(|missing| ImageError::NoTree {
             path: self.what.into(),
             missing,
@@ -324,36 +325,30 @@ impl Import<'_> {
     }
 
     /// Writes the disk image in an archive to the spool, as its format is not known before.
-    fn spool_entry(
+    fn spool_entry<R: Read, E: Fn(io::Error) -> UnpackError>(
         &self,
-        entry: &mut impl Read,
-        explain: &impl Fn(io::Error) -> UnpackError,
+        entry: &Entry,
+        archive: &mut Archive<R, E>,
         done: &mut dyn FnMut() -> u64,
         step: &mut Step<'_>,
     ) -> Result<File, ImageError> {
+        let limit = self.options.limits.virtual_size;
+        let what = Path::new(self.what);
+        let failed = |source| qcow2_error(source, what, &self.work.spool);
+        if entry.size > limit {
+            let size = entry.size;
+            return Err(failed(Qcow2Error::TooLarge { size, limit }));
+        }
         let spool = Self::create(&self.work.spool)?;
         let mut buffer = vec![0; CHUNK];
-        let mut size = 0;
-        loop {
-            let mut count = 0;
-            while count < buffer.len() {
-                match entry
-                    .read(&mut buffer[count..])
-                    .map_err(|error| self.unpack_error(explain(error)))?
-                {
-                    0 => break,
-                    more => count += more,
-                }
-            }
-            if count == 0 {
-                break;
-            }
-            convert::write_sparse(&spool, &buffer[..count], size)
-                .map_err(|source| qcow2_error(source, Path::new(self.what), &self.work.spool))?;
-            size += count as u64;
+        while let Some((at, count)) = archive
+            .read(entry, &mut buffer)
+            .map_err(|error| self.unpack_error(error))?
+        {
+            convert::write_sparse(&spool, &buffer[..count], at).map_err(failed)?;
             step.at(done());
         }
-        spool.set_len(size).at("write", &self.work.spool)?;
+        spool.set_len(entry.size).at("write", &self.work.spool)?;
         Ok(spool)
     }
 

@@ -16,7 +16,7 @@ const XZ_MEMORY: u64 = 256 << 20;
 
 /// What a stream has done, shared by both of its ends.
 #[derive(Debug, Default)]
-pub(super) struct Gauge {
+pub(crate) struct Gauge {
     read: AtomicU64,
     stopped: AtomicU8,
 }
@@ -27,7 +27,7 @@ const CANCELLED: u8 = 3;
 
 impl Gauge {
     /// Bytes of the packed file that were read.
-    pub(super) fn read(&self) -> u64 {
+    pub(crate) fn read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }
 }
@@ -47,9 +47,9 @@ impl Read for Input {
 }
 
 /// The unpacked side of a file: ends with an error where a limit is passed.
-pub(super) struct Stream {
-    inner: Box<dyn Read>,
-    pub(super) gauge: Arc<Gauge>,
+pub(crate) struct Stream<'a> {
+    inner: Box<dyn Read + 'a>,
+    pub(crate) gauge: Arc<Gauge>,
     format: &'static str,
     out: u64,
     limits: Limits,
@@ -57,9 +57,9 @@ pub(super) struct Stream {
     cancel: Cancel,
 }
 
-impl Stream {
+impl<'a> Stream<'a> {
     /// Decompresses `file`, `packed` bytes long, from its start; with no codec its bytes are passed on.
-    pub(super) fn open(
+    pub(crate) fn open(
         file: File,
         codec: Option<Codec>,
         packed: u64,
@@ -74,7 +74,7 @@ impl Stream {
                 gauge: Arc::clone(&gauge),
             },
         );
-        let inner: Box<dyn Read> = match codec {
+        let inner: Box<dyn Read + 'a> = match codec {
             None => Box::new(input),
             Some(Codec::Gzip) => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
             Some(Codec::Xz) => {
@@ -88,15 +88,28 @@ impl Stream {
             Some(Codec::Bzip2) => Box::new(bzip2::bufread::MultiBzDecoder::new(input)),
         };
         let format = codec.map_or("tar", Codec::name);
-        Ok(Self {
+        let mut stream = Self::of(inner, format, packed, limits, cancel);
+        stream.gauge = gauge;
+        Ok(stream)
+    }
+
+    /// Bytes that something else decompresses out of `packed` of them.
+    pub(super) fn of(
+        inner: Box<dyn Read + 'a>,
+        format: &'static str,
+        packed: u64,
+        limits: &Limits,
+        cancel: &Cancel,
+    ) -> Self {
+        Self {
             inner,
-            gauge,
+            gauge: Arc::default(),
             format,
             out: 0,
             limits: limits.clone(),
             packed,
             cancel: cancel.clone(),
-        })
+        }
     }
 
     /// What an error of reading means: a limit, or damage.
@@ -104,7 +117,7 @@ impl Stream {
         explain(&self.gauge, &self.limits, self.format, source)
     }
 
-    pub(super) fn explainer(&self) -> impl Fn(io::Error) -> UnpackError + use<> {
+    pub(crate) fn explainer(&self) -> impl Fn(io::Error) -> UnpackError + use<> {
         let (gauge, limits, format) = (Arc::clone(&self.gauge), self.limits.clone(), self.format);
         move |source| explain(&gauge, &limits, format, source)
     }
@@ -142,7 +155,7 @@ fn explain(gauge: &Gauge, limits: &Limits, format: &'static str, source: io::Err
     }
 }
 
-impl Read for Stream {
+impl Read for Stream<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.cancel.is_cancelled() {
             return Err(self.stop(CANCELLED));
