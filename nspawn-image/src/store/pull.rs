@@ -1,7 +1,7 @@
 //! How each kind of reference becomes an image.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Seek};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -533,6 +533,8 @@ fn hash(
         &path.display().to_string(),
         Some(total),
     );
+    // The look at its format left the position anywhere.
+    file.rewind().at("read", path)?;
     let mut hasher = Hasher::new(expected.hashed_as().as_ref());
     hasher
         .consume(&mut file, |count| {
