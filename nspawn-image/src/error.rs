@@ -9,6 +9,7 @@ use crate::fetch::DownloadError;
 use crate::qcow2::Qcow2Error;
 use crate::reference::{ImageName, ImageRef, ReferenceError};
 use crate::unpack::UnpackError;
+use crate::verify::VerifyError;
 
 /// Everything that can go wrong between a reference and an image.
 #[derive(Debug, thiserror::Error)]
@@ -80,14 +81,25 @@ pub enum ImageError {
     #[error(transparent)]
     Download(Box<DownloadError>),
     /// The bytes are not those that the digest was made of.
-    #[error("checksum mismatch for {what}: expected {expected}, found {actual}")]
+    #[error("checksum mismatch for {what}: expected {expected}{}, found {actual}", in_brackets(.by))]
     Mismatch {
         /// The reference or path.
         what: String,
+        /// The checksum file that says so; `None` where the caller gave the digest.
+        by: Option<String>,
         /// The digest given.
         expected: Box<Digest>,
         /// The digest of the bytes.
         actual: Box<Digest>,
+    },
+    /// What must be known of the bytes is not known, or the publisher's signature is not good.
+    #[error("cannot verify {what}")]
+    Verify {
+        /// The reference or path.
+        what: String,
+        /// What was found.
+        #[source]
+        source: Box<VerifyError>,
     },
     /// A qcow2 image could not be converted.
     #[error("cannot convert {}", path.display())]
@@ -197,6 +209,7 @@ impl ImageError {
             Self::Mismatch { .. } => {
                 "the file changed or is damaged: compare with the publisher's checksum file, then pull again"
             }
+            Self::Verify { source, .. } => return Some(source.hint()),
             Self::Qcow2 { source, .. } => return source.hint().map(str::to_owned),
             Self::Unpack { source, .. } => return source.hint().map(str::to_owned),
             Self::Disk { source, .. } => return Some(source.hint().to_owned()),
@@ -228,6 +241,11 @@ impl ImageError {
             source,
         }
     }
+}
+
+fn in_brackets(file: &Option<String>) -> String {
+    file.as_ref()
+        .map_or_else(String::new, |file| format!(" ({file})"))
 }
 
 fn reference_hint(error: &ReferenceError) -> Option<String> {

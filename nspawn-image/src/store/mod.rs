@@ -59,6 +59,8 @@ pub struct StoredImage {
     pub created: SystemTime,
     /// Whether a machine or another process uses it now.
     pub in_use: bool,
+    /// How its bytes were verified: `none`, `checksum given`, `checksum by FILE` or `signature by KEY in FILE`.
+    pub verified: String,
 }
 
 impl Store {
@@ -169,6 +171,7 @@ impl Store {
             virtual_size: record.virtual_size,
             disk_usage: disk_usage(&path),
             created: record.created(),
+            verified: record.verified.to_string(),
             in_use: path.exists() && lock::exclude(&path).is_none(),
             path,
         })

@@ -1,7 +1,7 @@
 //! How each kind of reference becomes an image.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Seek};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -14,11 +14,12 @@ use crate::error::{ImageError, PathContext};
 use crate::fetch::{self, DownloadError, DownloadReason, Outcome, PartialPaths, Validators};
 use crate::format::{self, Format};
 use crate::image::{Image, ImageKind};
-use crate::options::PullOptions;
+use crate::options::{PullOptions, Verify};
 use crate::reference::{ImageName, ImageRef, ImageUrl};
 use crate::report::{Reporter, Step, StepKind};
 use crate::unpack;
-use crate::verify::{self, Unverified, Verified};
+use crate::verify::lookup::{self, Place};
+use crate::verify::{self, Expectation, Unverified, Verified, VerifyError};
 
 /// What is to be published, and how it is found again.
 struct Origin {
@@ -67,6 +68,9 @@ impl Store {
                 });
             };
             verify::check(&digests, options.checksum.as_ref(), name)?;
+            if !is_verified(&record, options) {
+                return Err(too_little(&record, options, name));
+            }
             return Ok(image);
         }
         let folder = &options.machines_dir;
@@ -113,13 +117,18 @@ impl Store {
                 found: "neither a file nor a folder".to_owned(),
             });
         }
+        let place = Place::File(path.to_owned());
         let file = File::open(&absolute).at("open", path)?;
         // The first look only sorts by magic bytes; everything that parses comes after the checksum.
         if format::detect(&file).at("read", path)? == Format::Raw {
+            let expected = lookup::expected(&place, options, reporter)?;
             let mut digest = None;
-            if options.checksum.is_some() {
-                let verified = hash(file, path, options, reporter)?
-                    .check(options.checksum.as_ref(), &shown)?;
+            if !expected.is_nothing() {
+                let verified = hash(file, path, &expected, options, reporter)?.check(
+                    &expected,
+                    &shown,
+                    &options.cancel,
+                )?;
                 digest = Some(verified.digests.sha256);
             }
             return Ok(in_place(absolute, ImageKind::Disk, digest));
@@ -135,6 +144,10 @@ impl Store {
         if let Some(image) = self.reuse(&key, options)? {
             return Ok(image);
         }
+        let expected = lookup::expected(&place, options, reporter)?;
+        if let Some(image) = self.prove(&key, &expected, options)? {
+            return Ok(image);
+        }
         let origin = Origin {
             source: absolute.display().to_string(),
             key,
@@ -144,7 +157,11 @@ impl Store {
                 &absolute.file_name().unwrap_or_default().to_string_lossy(),
             ),
         };
-        let file = hash(file, path, options, reporter)?.check(options.checksum.as_ref(), &shown)?;
+        let file = hash(file, path, &expected, options, reporter)?.check(
+            &expected,
+            &shown,
+            &options.cancel,
+        )?;
         self.publish(file, origin, options, reporter)
     }
 
@@ -163,16 +180,32 @@ impl Store {
             return Ok(image);
         }
         if options.offline {
+            if let Some((_, record)) = &stored
+                && self.fits(record, options)
+                && !is_verified(record, options)
+            {
+                return Err(too_little(record, options, url));
+            }
             let error = DownloadError {
                 url: url.clone(),
                 reason: DownloadReason::Offline,
             };
             return Err(error.into());
         }
+        let expected = lookup::expected(&Place::Url(url.clone()), options, reporter)?;
+        if !options.refresh
+            && let Some(image) = self.prove(&key, &expected, options)?
+        {
+            return Ok(image);
+        }
+        let mut options = options.clone();
+        options.checksum = expected.hashed_as();
+        let options = &options;
         // Only a version that is here, and is the one wanted, may be kept on the server's word.
         let known = match &stored {
             Some((name, record))
-                if self.fits(record, options) && self.stored(name, record)?.is_some() =>
+                if record.digests().is_some_and(|found| expected.fits(&found))
+                    && self.stored(name, record)?.is_some() =>
             {
                 Some(record.validators.clone())
             }
@@ -184,7 +217,7 @@ impl Store {
         };
         let headers = reqwest::header::HeaderMap::new();
         match fetch::download(url, &headers, known.as_ref(), &partial, options, reporter)? {
-            Outcome::NotModified => match self.reuse(&key, options)? {
+            Outcome::NotModified => match self.prove(&key, &expected, options)? {
                 Some(image) => Ok(image),
                 None => {
                     let reason = DownloadReason::Protocol(
@@ -198,7 +231,7 @@ impl Store {
                 }
             },
             Outcome::Done { file, validators } => {
-                let checked = file.check(options.checksum.as_ref(), url);
+                let checked = file.check(&expected, url, &options.cancel);
                 // Wrong bytes are of no use to the next run; right ones are in the store when it comes.
                 let result = checked.and_then(|file| {
                     let origin = Origin {
@@ -238,10 +271,47 @@ impl Store {
         let Some((name, record)) = self.find(key)? else {
             return Ok(None);
         };
-        if !self.fits(&record, options) {
+        if !self.fits(&record, options) || !is_verified(&record, options) {
             return Ok(None);
         }
-        let image = self.stored(&name, &record)?;
+        self.under_name(name, &record, options)
+    }
+
+    /// What is in the store under this key, where its bytes are those expected; the record says from now on how that
+    /// is known.
+    fn prove(
+        &self,
+        key: &str,
+        expected: &Expectation,
+        options: &PullOptions,
+    ) -> Result<Option<Image>, ImageError> {
+        let Some((name, mut record)) = self.find(key)? else {
+            return Ok(None);
+        };
+        if !record.digests().is_some_and(|found| expected.fits(&found)) {
+            return Ok(None);
+        }
+        let verified = expected.verification();
+        // Finding less than the last time takes nothing away: the bytes are the same.
+        let proves_more =
+            verified.meets(Verify::Checksum) || !record.verified.meets(Verify::Checksum);
+        let is_less =
+            record.verified.meets(Verify::Signature) && !verified.meets(Verify::Signature);
+        if proves_more && !is_less && record.verified != verified {
+            record.verified = verified;
+            record.write(&self.refs(), &name)?;
+        }
+        self.under_name(name, &record, options)
+    }
+
+    /// The image of a record, under the name that is wanted.
+    fn under_name(
+        &self,
+        name: ImageName,
+        record: &Record,
+        options: &PullOptions,
+    ) -> Result<Option<Image>, ImageError> {
+        let image = self.stored(&name, record)?;
         if let (Some(wanted), Some(image)) = (&options.name, &image)
             && *wanted != name
         {
@@ -302,6 +372,7 @@ impl Store {
         reporter: &mut dyn Reporter,
     ) -> Result<Image, ImageError> {
         let digests = file.digests;
+        let verification = file.verification.clone();
         let hex = digests.sha256.hex();
         // Another URL may lead to the same bytes: one process converts them.
         let _lock = KeyLock::wait(&self.lock_path(&hex), &options.cancel, reporter)?;
@@ -347,6 +418,7 @@ impl Store {
             kind: kind.into(),
             virtual_size,
             created,
+            verified: verification,
         };
         record.write(&self.refs(), &origin.name)?;
         let image = self.stored(&origin.name, &record)?;
@@ -414,8 +486,31 @@ fn comparable(digests: &Digests, expected: Option<&Digest>) -> bool {
     expected.is_none_or(|expected| digests.like(expected).is_some())
 }
 
+/// Whether what a record says of its bytes is as much as is wanted; the digest that is given was compared before.
+fn is_verified(record: &Record, options: &PullOptions) -> bool {
+    if options.verify == Verify::No {
+        return true;
+    }
+    let by_given = options.verify == Verify::Checksum && options.checksum.is_some();
+    // A checksum file that is named is to be asked, whatever was asked before.
+    options.checksum_file.is_none() && (by_given || record.verified.meets(options.verify))
+}
+
+fn too_little(record: &Record, options: &PullOptions, what: &dyn ToString) -> ImageError {
+    let wanted = match options.verify {
+        Verify::Signature => "a signature",
+        _ => "a checksum",
+    };
+    let verified = record.verified.to_string();
+    ImageError::Verify {
+        what: what.to_string(),
+        source: Box::new(VerifyError::Stored { verified, wanted }),
+    }
+}
+
 fn refuse_checksum(options: &PullOptions, what: &str) -> Result<(), ImageError> {
-    if options.checksum.is_none() {
+    let wants_none = matches!(options.verify, Verify::Auto | Verify::No);
+    if options.checksum.is_none() && wants_none {
         return Ok(());
     }
     Err(ImageError::Unsupported {
@@ -427,6 +522,7 @@ fn refuse_checksum(options: &PullOptions, what: &str) -> Result<(), ImageError> 
 fn hash(
     mut file: File,
     path: &Path,
+    expected: &Expectation,
     options: &PullOptions,
     reporter: &mut dyn Reporter,
 ) -> Result<Unverified, ImageError> {
@@ -437,7 +533,9 @@ fn hash(
         &path.display().to_string(),
         Some(total),
     );
-    let mut hasher = Hasher::new(options.checksum.as_ref());
+    // The look at its format left the position anywhere.
+    file.rewind().at("read", path)?;
+    let mut hasher = Hasher::new(expected.hashed_as().as_ref());
     hasher
         .consume(&mut file, |count| {
             step.advance(count);

@@ -12,6 +12,7 @@ use crate::error::{ImageError, PathContext};
 use crate::fetch::{Validators, sync_folder};
 use crate::image::ImageKind;
 use crate::reference::ImageName;
+use crate::verify::Verification;
 
 /// What a name stands for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -31,6 +32,9 @@ pub(super) struct Record {
     pub(super) virtual_size: u64,
     /// When it was published, in seconds since 1970.
     pub(super) created: u64,
+    /// How its bytes were verified; records of older versions do not say.
+    #[serde(default)]
+    pub(super) verified: Verification,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]

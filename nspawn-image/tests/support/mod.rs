@@ -1,5 +1,6 @@
 //! A small HTTP server on the loopback that can do everything wrong that a server can.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -22,6 +23,27 @@ pub(crate) struct Behaviour {
     pub(crate) pause: Duration,
     /// Send no length.
     pub(crate) no_length: bool,
+    /// What stands at each path, without the slash in front; any other path is not there. `None`: `body`, at any path.
+    pub(crate) files: Option<BTreeMap<String, Content>>,
+}
+
+/// What stands at a path.
+#[derive(Clone, Debug)]
+pub(crate) enum Content {
+    Bytes(Arc<Vec<u8>>),
+    /// Nothing but this status.
+    Status(u16),
+}
+
+/// A bare ext4 as far as anybody looks: 3 MiB with magic bytes, some data and a hole.
+pub(crate) fn disk() -> Vec<u8> {
+    let mut bytes = vec![0; 3 << 20];
+    bytes[1080] = 0x53;
+    bytes[1081] = 0xef;
+    for (index, byte) in bytes[(2 << 20)..].iter_mut().enumerate() {
+        *byte = ((index * 31) >> 7) as u8;
+    }
+    bytes
 }
 
 /// The server; every connection has one thread, as the tests have few.
@@ -79,6 +101,8 @@ fn serve(
             return Ok(());
         }
     }
+    let path = head.split([' ', '?']).nth(1).unwrap_or_default();
+    let path = path.trim_start_matches('/').to_owned();
     let head = head.to_lowercase();
     seen.lock().unwrap().push(head.clone());
     let field = |name: &str| {
@@ -88,7 +112,14 @@ fn serve(
                 .map(str::to_owned)
         })
     };
-    let behaviour = state.lock().unwrap().clone();
+    let mut behaviour = state.lock().unwrap().clone();
+    if let Some(files) = &behaviour.files {
+        match files.get(&path) {
+            Some(Content::Bytes(bytes)) => behaviour.body = Arc::clone(bytes),
+            Some(Content::Status(status)) => behaviour.status = Some(*status),
+            None => behaviour.status = Some(404),
+        }
+    }
     let mut extra = String::new();
     if let Some(etag) = &behaviour.etag {
         extra += &format!("etag: {etag}\r\n");
