@@ -34,6 +34,11 @@ pub struct PullOptions {
     pub offline: bool,
     /// The name in the store; `None` makes one of the URL's or file's last part.
     pub name: Option<ImageName>,
+    /// The number or name of the internal snapshot of a qcow2 image; `None` for its active state.
+    pub snapshot: Option<String>,
+    /// The folder in which the files below a qcow2 overlay may be opened; `None` refuses overlays. Only for local
+    /// files.
+    pub allow_backing: Option<PathBuf>,
     /// Caps on what comes from outside.
     pub limits: Limits,
     /// Ends the call early.
@@ -60,6 +65,8 @@ impl Default for PullOptions {
             refresh: false,
             offline: false,
             name: None,
+            snapshot: None,
+            allow_backing: None,
             limits: Limits::default(),
             cancel: Cancel::default(),
             connect_timeout: Duration::from_secs(30),

@@ -50,6 +50,40 @@ pub trait ReadAt: Sync {
     }
 }
 
+/// A position in a source, for what reads from front to back.
+#[derive(Debug)]
+pub(crate) struct Cursor<S> {
+    source: S,
+    at: u64,
+}
+
+impl<S: ReadAt> Cursor<S> {
+    /// At the first byte.
+    pub(crate) fn new(source: S) -> Self {
+        Self { source, at: 0 }
+    }
+}
+
+impl<S: ReadAt> io::Read for Cursor<S> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.source.read_at(buffer, self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+impl<S: ReadAt> io::Seek for Cursor<S> {
+    fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            io::SeekFrom::Start(at) => Some(at),
+            io::SeekFrom::End(by) => self.source.size()?.checked_add_signed(by),
+            io::SeekFrom::Current(by) => self.at.checked_add_signed(by),
+        };
+        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
+    }
+}
+
 impl ReadAt for File {
     /// The end by seeking, as a block device has no length in its metadata; the position is not used.
     fn size(&self) -> io::Result<u64> {

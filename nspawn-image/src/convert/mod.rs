@@ -276,19 +276,20 @@ fn work(
     sink.finish()
 }
 
-/// Writes `bytes` at `offset`, leaving out the blocks of 4 KiB that are zero, in as few writes as that allows.
+/// Writes `bytes` at `offset`, leaving out the blocks of 4 KiB that are zero, in as few writes as that allows. An
+/// error comes with its place.
 pub(crate) fn write_sparse(
     output: &dyn Output,
     bytes: &[u8],
     offset: u64,
-) -> Result<(), Qcow2Error> {
+) -> Result<(), (u64, io::Error)> {
     let mut from = 0;
     while let Some(range) = next_data(bytes, from, offset) {
         from = range.end;
         let at = offset + range.start as u64;
         output
             .write_at(&bytes[range], at)
-            .map_err(|source| Qcow2Error::Write { offset: at, source })?;
+            .map_err(|source| (at, source))?;
     }
     Ok(())
 }

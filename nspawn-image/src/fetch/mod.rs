@@ -1,25 +1,28 @@
 //! Downloads over HTTP: into a partial file that a later call can go on with, hashed on the way.
 //!
 //! Flow: [`download`] -> a thread with the network (`transfer`) -> a bounded channel -> this thread hashes and
-//! writes. The private runtime lives in that thread, so that a caller inside an async runtime is no problem, and
-//! receiving overlaps hashing.
+//! writes -> a [`Follower`] reads what has come. The private runtime lives in the network's thread, so that a caller
+//! inside an async runtime is no problem, and receiving overlaps hashing.
 
+mod arriving;
 mod error;
 mod small;
 mod transfer;
 
 use std::fs::{self, File};
-use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
+pub(crate) use arriving::Arriving;
 pub use error::{DownloadError, DownloadReason};
 use reqwest::header::HeaderMap;
 use serde::{Deserialize, Serialize};
 pub(crate) use small::get;
 use transfer::{Event, Request};
 
+use crate::convert::write_sparse;
 use crate::digest::Hasher;
 use crate::error::{ImageError, PathContext};
 use crate::options::PullOptions;
@@ -65,6 +68,27 @@ impl PartialPaths {
     }
 }
 
+/// Reads a file while it comes.
+pub(crate) trait Follower {
+    /// The file's first bytes come. Its length is known.
+    fn begin(&mut self, file: &Arc<Arriving>);
+    /// The server has other bytes than those that came: what was made of them is of no use.
+    fn restart(&mut self);
+    /// Some more has come. `false` where the rest is of no use.
+    fn tick(&mut self, reporter: &mut dyn Reporter) -> bool;
+}
+
+/// A follower that reads nothing.
+struct Nobody;
+
+impl Follower for Nobody {
+    fn begin(&mut self, _: &Arc<Arriving>) {}
+    fn restart(&mut self) {}
+    fn tick(&mut self, _: &mut dyn Reporter) -> bool {
+        true
+    }
+}
+
 /// How a download ended well.
 pub(crate) enum Outcome {
     Done {
@@ -73,6 +97,8 @@ pub(crate) enum Outcome {
     },
     /// The server still has what `known` describes.
     NotModified,
+    /// The follower wanted no more.
+    Abandoned,
 }
 
 /// Downloads `url` into `partial`; with `known`, only if the server has another version. `headers` go with every
@@ -85,8 +111,20 @@ pub(crate) fn download(
     options: &PullOptions,
     reporter: &mut dyn Reporter,
 ) -> Result<Outcome, ImageError> {
-    let result =
-        Download::open(url, headers, partial, options, reporter).and_then(|mut run| run.run(known));
+    let request = (url, headers, known);
+    download_followed(request, partial, options, &mut Nobody, reporter)
+}
+
+/// The same, with somebody who reads the file while it comes. A request is a URL, headers, and the version known.
+pub(crate) fn download_followed(
+    (url, headers, known): (&ImageUrl, &HeaderMap, Option<&Validators>),
+    partial: &PartialPaths,
+    options: &PullOptions,
+    follower: &mut dyn Follower,
+    reporter: &mut dyn Reporter,
+) -> Result<Outcome, ImageError> {
+    let result = Download::open(url, headers, partial, options, follower, reporter)
+        .and_then(|mut run| run.run(known));
     if matches!(result, Err(ImageError::NoSpace { .. })) {
         partial.clear();
     }
@@ -98,8 +136,10 @@ struct Download<'a> {
     headers: &'a HeaderMap,
     partial: &'a PartialPaths,
     options: &'a PullOptions,
+    follower: &'a mut dyn Follower,
     reporter: &'a mut dyn Reporter,
     file: File,
+    arriving: Option<Arc<Arriving>>,
     hasher: Hasher,
     /// Bytes in `file`, all of them hashed.
     done: u64,
@@ -110,6 +150,8 @@ struct Download<'a> {
 enum Ended {
     Complete,
     NotModified,
+    /// The follower wants no more.
+    Abandoned,
     /// Nothing of use is there any more: start again from the first byte.
     Restart,
     /// Worth another attempt from where it stands.
@@ -123,6 +165,7 @@ impl<'a> Download<'a> {
         headers: &'a HeaderMap,
         partial: &'a PartialPaths,
         options: &'a PullOptions,
+        follower: &'a mut dyn Follower,
         reporter: &'a mut dyn Reporter,
     ) -> Result<Self, ImageError> {
         let data = &partial.data;
@@ -146,14 +189,15 @@ impl<'a> Download<'a> {
             options.cancel.check()?;
         }
         file.set_len(done).at("write", data)?;
-        file.seek(SeekFrom::Start(done)).at("write", data)?;
         Ok(Self {
             url,
             headers,
             partial,
             options,
+            follower,
             reporter,
             file,
+            arriving: None,
             hasher,
             done,
             validators,
@@ -164,11 +208,11 @@ impl<'a> Download<'a> {
         self.hasher = Hasher::new(self.options.checksum.as_ref());
         self.done = 0;
         self.validators = Validators::default();
-        self.file.set_len(0).at("write", &self.partial.data)?;
-        self.file
-            .seek(SeekFrom::Start(0))
-            .at("write", &self.partial.data)?;
-        Ok(())
+        if let Some(arriving) = self.arriving.take() {
+            arriving.end();
+            self.follower.restart();
+        }
+        self.file.set_len(0).at("write", &self.partial.data)
     }
 
     fn run(&mut self, known: Option<&Validators>) -> Result<Outcome, ImageError> {
@@ -177,6 +221,7 @@ impl<'a> Download<'a> {
         loop {
             match self.attempt(known)? {
                 Ended::Complete => break,
+                Ended::Abandoned => return Ok(Outcome::Abandoned),
                 Ended::NotModified => {
                     self.partial.clear();
                     return Ok(Outcome::NotModified);
@@ -202,6 +247,11 @@ impl<'a> Download<'a> {
                 }
             }
         }
+        // Zeros at the end were left out.
+        self.file
+            .set_len(self.done)
+            .at("write", &self.partial.data)?;
+        self.arriving = None;
         let file = self.file.try_clone().at("open", &self.partial.data)?;
         let hasher = std::mem::replace(&mut self.hasher, Hasher::new(None));
         let file = Unverified::new(file, hasher.finish());
@@ -260,12 +310,7 @@ impl<'a> Download<'a> {
         };
         if head.start == 0 && self.done > 0 {
             // The file changed, or the server knows no ranges: this body is the whole file.
-            self.hasher = Hasher::new(self.options.checksum.as_ref());
-            self.done = 0;
-            self.file.set_len(0).at("write", &self.partial.data)?;
-            self.file
-                .seek(SeekFrom::Start(0))
-                .at("write", &self.partial.data)?;
+            self.restart()?;
         } else if head.start != self.done {
             return Ok(Ended::Restart);
         }
@@ -276,18 +321,31 @@ impl<'a> Download<'a> {
         self.validators = head.validators;
         let record = serde_json::to_vec(&self.validators).unwrap_or_default();
         fs::write(&self.partial.record, record).at("write", &self.partial.record)?;
+        if let (Some(total), None) = (head.total, &self.arriving) {
+            let file = self.file.try_clone().at("open", &self.partial.data)?;
+            let arriving = Arc::new(Arriving::new(file, total, self.done));
+            self.follower.begin(&arriving);
+            self.arriving = Some(arriving);
+        }
         let subject = self.url.to_string();
         let mut step = Step::begin(self.reporter, StepKind::Download, &subject, head.total);
         step.at(self.done);
         loop {
             match next()? {
                 Event::Chunk(bytes) => {
-                    self.hasher.update(&bytes);
-                    self.file
-                        .write_all(&bytes)
+                    write_sparse(&self.file, &bytes, self.done)
+                        .map_err(|(_, error)| error)
                         .at("write", &self.partial.data)?;
                     self.done += bytes.len() as u64;
+                    // Others can read it while it is hashed.
+                    if let Some(arriving) = &self.arriving {
+                        arriving.advance(self.done);
+                    }
+                    self.hasher.update(&bytes);
                     step.at(self.done);
+                    if !self.follower.tick(step.reporter()) {
+                        return Ok(Ended::Abandoned);
+                    }
                     if self.done > limit {
                         return Err(DownloadError {
                             url: self.url.clone(),
@@ -322,6 +380,17 @@ impl<'a> Download<'a> {
                 _ => {}
             }
         }
+    }
+}
+
+impl Drop for Download<'_> {
+    fn drop(&mut self) {
+        // Whoever still waits for bytes must not wait for ever.
+        if let Some(arriving) = &self.arriving {
+            arriving.end();
+        }
+        // Zeros at the end of what has come were left out; the next call goes on behind them.
+        let _ = self.file.set_len(self.done);
     }
 }
 

@@ -6,16 +6,18 @@
 //! partial/<key>.data, .json          a download that can go on; <key>.lock: one process per key
 //! ```
 //!
-//! An image is either absent or complete: it is written under `partial/`, synced and renamed. The lock of a key
-//! is held from the first look at the store to the rename, so that of two processes that want one image the
-//! second waits and then finds it.
+//! An image is either absent or complete: it is written under `partial/` while its bytes come, and renamed when they
+//! were found to be the right ones and it was synced. The lock of a key is held from the first look at the store to the
+//! rename, so that of two processes that want one image the second waits and then finds it.
 
+mod beside;
 mod lock;
+mod publish;
 mod pull;
 mod record;
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -73,8 +75,11 @@ impl Store {
         let store = Self {
             root: root.as_ref().to_owned(),
         };
+        // A tree holds set-id programs that no user of this host may reach, as in /var/lib/machines.
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700);
         for folder in [store.blobs(), store.refs(), store.partials()] {
-            fs::create_dir_all(&folder).at("create", &folder)?;
+            builder.create(&folder).at("create", &folder)?;
         }
         store.sweep();
         Ok(store)
@@ -126,11 +131,11 @@ impl Store {
         let shared = record::all(&self.refs())?
             .into_iter()
             .any(|(other, found)| {
-                other != *name && found.is_ok_and(|found| found.sha256 == record.sha256)
+                other != *name && found.is_ok_and(|found| found.blob() == record.blob())
             });
         let blob = record
-            .digests()
-            .map(|digests| self.blob(&digests.sha256, record.kind.into()));
+            .blob()
+            .map(|digest| self.blob(&digest, record.kind.into()));
         let Some(blob) = blob.filter(|blob| !shared && fs::symlink_metadata(blob).is_ok()) else {
             return fs::remove_file(&path).at("remove", &path);
         };
@@ -154,15 +159,15 @@ impl Store {
 
     fn describe(&self, name: ImageName, record: &Record) -> Result<StoredImage, ImageError> {
         let path = record::path(&self.refs(), &name);
-        let digests = record.digests();
-        let digest = digests
-            .ok_or(ImageError::Record {
+        let (Some(digests), Some(blob)) = (record.digests(), record.blob()) else {
+            return Err(ImageError::Record {
                 path,
                 reason: "it holds no SHA-256".to_owned(),
-            })?
-            .sha256;
+            });
+        };
+        let digest = digests.sha256;
         let kind = record.kind.into();
-        let path = self.blob(&digest, kind);
+        let path = self.blob(&blob, kind);
         Ok(StoredImage {
             name,
             source: record.source.clone(),

@@ -4,30 +4,29 @@ use std::fs::{self, File};
 use std::io::{self, Seek};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::sync::Arc;
+
+use reqwest::header::HeaderMap;
 
 use super::Store;
+use super::beside::{Beside, Plan};
 use super::lock::{self, KeyLock};
+use super::publish::Origin;
 use super::record::{self, Record};
 use crate::digest::{Digest, Digests, Hasher};
 use crate::error::{ImageError, PathContext};
-use crate::fetch::{self, DownloadError, DownloadReason, Outcome, PartialPaths, Validators};
+use crate::fetch::{
+    self, Arriving, DownloadError, DownloadReason, Outcome, PartialPaths, Validators,
+};
 use crate::format::{self, Format};
 use crate::image::{Image, ImageKind};
 use crate::options::{PullOptions, Verify};
+use crate::qcow2::{OpenOptions, Qcow2};
 use crate::reference::{ImageName, ImageRef, ImageUrl};
 use crate::report::{Reporter, Step, StepKind};
 use crate::unpack;
 use crate::verify::lookup::{self, Place};
-use crate::verify::{self, Expectation, Unverified, Verified, VerifyError};
-
-/// What is to be published, and how it is found again.
-struct Origin {
-    source: String,
-    key: String,
-    validators: Validators,
-    name: ImageName,
-}
+use crate::verify::{self, Expectation, Unverified, VerifyError};
 
 impl Store {
     pub(super) fn pull_any(
@@ -133,12 +132,14 @@ impl Store {
             }
             return Ok(in_place(absolute, ImageKind::Disk, digest));
         }
+        let variant = variant(&file, path, &absolute, options)?;
         let changed = metadata.mtime() as i128 * 1_000_000_000 + i128::from(metadata.mtime_nsec());
         let key = format!(
-            "file-{}-{}-{}-{changed}",
+            "file-{}-{}-{}-{changed}{}",
             metadata.dev(),
             metadata.ino(),
-            metadata.len()
+            metadata.len(),
+            variant.as_deref().map(key_tail).unwrap_or_default()
         );
         let _lock = KeyLock::wait(&self.lock_path(&key), &options.cancel, reporter)?;
         if let Some(image) = self.reuse(&key, options)? {
@@ -148,6 +149,16 @@ impl Store {
         if let Some(image) = self.prove(&key, &expected, options)? {
             return Ok(image);
         }
+        let mut beside = Beside::new(Plan {
+            what: shown.clone(),
+            work: self.work(&key),
+            own: None,
+            path: Some(absolute.clone()),
+            options: options.clone(),
+            impatient: false,
+        });
+        let source = Arriving::complete(file).at("read", path)?;
+        let source = Arc::new(source);
         let origin = Origin {
             source: absolute.display().to_string(),
             key,
@@ -156,13 +167,17 @@ impl Store {
                 options,
                 &absolute.file_name().unwrap_or_default().to_string_lossy(),
             ),
+            variant,
         };
-        let file = hash(file, path, &expected, options, reporter)?.check(
+        beside.start(&source);
+        let file = File::open(&absolute).at("open", path)?;
+        let verified = hash(file, path, &expected, options, reporter)?.check(
             &expected,
             &shown,
             &options.cancel,
         )?;
-        self.publish(file, origin, options, reporter)
+        let imported = beside.finish(&source, reporter);
+        self.publish(imported, &verified, origin, options, reporter)
     }
 
     fn pull_url(
@@ -171,7 +186,18 @@ impl Store {
         options: &PullOptions,
         reporter: &mut dyn Reporter,
     ) -> Result<Image, ImageError> {
-        let key = fetch::url_key(url);
+        if options.allow_backing.is_some() {
+            return Err(ImageError::Unsupported {
+                what: url.to_string(),
+                found: "a backing file of a downloaded image".to_owned(),
+            });
+        }
+        let variant = options
+            .snapshot
+            .as_ref()
+            .map(|name| format!("snapshot {name}"));
+        let mut key = fetch::url_key(url);
+        key += &variant.as_deref().map(key_tail).unwrap_or_default();
         let _lock = KeyLock::wait(&self.lock_path(&key), &options.cancel, reporter)?;
         let stored = self.find(&key)?;
         if (!options.refresh || options.offline)
@@ -215,8 +241,17 @@ impl Store {
             data: self.partial(&key, "data"),
             record: self.partial(&key, "json"),
         };
-        let headers = reqwest::header::HeaderMap::new();
-        match fetch::download(url, &headers, known.as_ref(), &partial, options, reporter)? {
+        let mut beside = Beside::new(Plan {
+            what: url.to_string(),
+            work: self.work(&key),
+            own: Some(partial.data.clone()),
+            path: None,
+            options: options.clone(),
+            impatient: expected.is_nothing(),
+        });
+        let headers = HeaderMap::new();
+        let request = (url, &headers, known.as_ref());
+        match fetch::download_followed(request, &partial, options, &mut beside, reporter)? {
             Outcome::NotModified => match self.prove(&key, &expected, options)? {
                 Some(image) => Ok(image),
                 None => {
@@ -230,18 +265,27 @@ impl Store {
                     .into())
                 }
             },
+            Outcome::Abandoned => {
+                partial.clear();
+                Err(beside.failure().unwrap_or(ImageError::Cancelled))
+            }
             Outcome::Done { file, validators } => {
-                let checked = file.check(&expected, url, &options.cancel);
                 // Wrong bytes are of no use to the next run; right ones are in the store when it comes.
-                let result = checked.and_then(|file| {
-                    let origin = Origin {
-                        source: url.to_string(),
-                        key: key.clone(),
-                        validators,
-                        name: self.name(options, url.file_name()),
-                    };
-                    self.publish(file, origin, options, reporter)
-                });
+                let result = file
+                    .check(&expected, url, &options.cancel)
+                    .and_then(|verified| {
+                        let file = verified.file.try_clone().at("open", &partial.data)?;
+                        let source = Arriving::complete(file).at("read", &partial.data)?;
+                        let origin = Origin {
+                            source: url.to_string(),
+                            key: key.clone(),
+                            validators,
+                            name: self.name(options, url.file_name()),
+                            variant,
+                        };
+                        let imported = beside.finish(&source, reporter);
+                        self.publish(imported, &verified, origin, options, reporter)
+                    });
                 if !matches!(result, Err(ImageError::Cancelled)) {
                     partial.clear();
                 }
@@ -330,11 +374,11 @@ impl Store {
         name: &ImageName,
         record: &Record,
     ) -> Result<Option<Image>, ImageError> {
-        let Some(digests) = record.digests() else {
+        let (Some(digests), Some(blob)) = (record.digests(), record.blob()) else {
             return Ok(None);
         };
         let kind = record.kind.into();
-        let path = self.blob(&digests.sha256, kind);
+        let path = self.blob(&blob, kind);
         Ok(lock::share(&path)?.map(|lock| Image {
             path,
             kind,
@@ -362,114 +406,6 @@ impl Store {
         }
         ImageName::sanitize(stem)
     }
-
-    /// Imports a verified file and makes it visible: blob first, then the name.
-    fn publish(
-        &self,
-        file: Verified,
-        mut origin: Origin,
-        options: &PullOptions,
-        reporter: &mut dyn Reporter,
-    ) -> Result<Image, ImageError> {
-        let digests = file.digests;
-        let verification = file.verification.clone();
-        let hex = digests.sha256.hex();
-        // Another URL may lead to the same bytes: one process converts them.
-        let _lock = KeyLock::wait(&self.lock_path(&hex), &options.cancel, reporter)?;
-        // What stands under the digest is complete, whether or not a name led to it so far.
-        let mut held = None;
-        let mut done = None;
-        for kind in [ImageKind::Disk, ImageKind::Tree] {
-            let blob = self.blob(&digests.sha256, kind);
-            if let Some(lock) = lock::share(&blob)? {
-                let length = fs::metadata(&blob).at("read", &blob)?.len();
-                held = Some(lock);
-                done = Some((kind, if kind == ImageKind::Disk { length } else { 0 }));
-                break;
-            }
-        }
-        let (kind, virtual_size) = match done {
-            Some(done) => done,
-            None => {
-                let work = self.work(&hex);
-                let imported = unpack::import(file, &origin.source, &work, options, reporter)
-                    .and_then(|imported| {
-                        self.move_in(&imported, &digests, reporter)
-                            .map(|()| imported)
-                    });
-                work.clear();
-                let imported = imported?;
-                (imported.kind, imported.virtual_size)
-            }
-        };
-        let created = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |time| time.as_secs());
-        let _refs = KeyLock::wait(&self.lock_path("refs"), &options.cancel, reporter)?;
-        if options.name.is_none() {
-            origin.name = self.free_name(&origin)?;
-        }
-        let record = Record {
-            source: origin.source,
-            key: origin.key,
-            validators: origin.validators,
-            sha256: digests.sha256.to_string(),
-            sha512: digests.sha512.map(|digest| digest.to_string()),
-            kind: kind.into(),
-            virtual_size,
-            created,
-            verified: verification,
-        };
-        record.write(&self.refs(), &origin.name)?;
-        let image = self.stored(&origin.name, &record)?;
-        drop(held);
-        image.ok_or_else(|| ImageError::Missing(self.blob(&digests.sha256, kind)))
-    }
-
-    /// A derived name never takes the place of another image's.
-    fn free_name(&self, origin: &Origin) -> Result<ImageName, ImageError> {
-        match Record::read(&record::path(&self.refs(), &origin.name)) {
-            Ok(None) => Ok(origin.name.clone()),
-            Ok(Some(record)) if record.key == origin.key || record.source == origin.source => {
-                Ok(origin.name.clone())
-            }
-            _ => {
-                let tail: String = origin.key.chars().rev().take(8).collect();
-                let stem: String = origin
-                    .name
-                    .as_str()
-                    .chars()
-                    .take(ImageName::MAX - 9)
-                    .collect();
-                Ok(ImageName::sanitize(&format!("{stem}-{tail}")))
-            }
-        }
-    }
-
-    fn move_in(
-        &self,
-        imported: &unpack::Imported,
-        digests: &Digests,
-        reporter: &mut dyn Reporter,
-    ) -> Result<(), ImageError> {
-        let target = self.blob(&digests.sha256, imported.kind);
-        let _step = Step::begin(
-            reporter,
-            StepKind::Publish,
-            &target.display().to_string(),
-            None,
-        );
-        let path = &imported.path;
-        if imported.kind == ImageKind::Disk {
-            let file = File::open(path).at("open", path)?;
-            let mut permissions = file.metadata().at("read", path)?.permissions();
-            permissions.set_readonly(true);
-            fs::set_permissions(path, permissions).at("change", path)?;
-            file.sync_all().at("sync", path)?;
-        }
-        fs::rename(path, &target).at("publish", &target)?;
-        fetch::sync_folder(&self.blobs())
-    }
 }
 
 fn in_place(path: PathBuf, kind: ImageKind, digest: Option<Digest>) -> Image {
@@ -480,6 +416,42 @@ fn in_place(path: PathBuf, kind: ImageKind, digest: Option<Digest>) -> Image {
         name: None,
         lock: None,
     }
+}
+
+/// What beside its bytes makes a local image what it is: the snapshot wanted and the files below it. `None` where its
+/// bytes alone do.
+fn variant(
+    file: &File,
+    shown: &Path,
+    absolute: &Path,
+    options: &PullOptions,
+) -> Result<Option<String>, ImageError> {
+    let asked = options.snapshot.is_some() || options.allow_backing.is_some();
+    if !asked || format::detect(file).at("read", shown)? != Format::Qcow2 {
+        return Ok(None);
+    }
+    let mut open = OpenOptions::default();
+    open.limit = options.limits.virtual_size;
+    open.snapshot.clone_from(&options.snapshot);
+    open.backing.clone_from(&options.allow_backing);
+    open.path = Some(absolute.to_owned());
+    let image = Qcow2::open_with(file, &open)
+        .map_err(|source| unpack::qcow2_error(source, shown, absolute))?;
+    if options.snapshot.is_none() && image.chain().is_empty() {
+        return Ok(None);
+    }
+    let snapshot = options.snapshot.as_deref().unwrap_or_default();
+    Ok(Some(format!(
+        "snapshot {snapshot} below {:?}",
+        image.chain()
+    )))
+}
+
+/// The end of a key that tells a variant from others of the same bytes.
+fn key_tail(variant: &str) -> String {
+    let mut hasher = Hasher::new(None);
+    hasher.update(variant.as_bytes());
+    format!("-{}", &hasher.finish().sha256.hex()[..16])
 }
 
 fn comparable(digests: &Digests, expected: Option<&Digest>) -> bool {

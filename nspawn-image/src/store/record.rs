@@ -27,6 +27,10 @@ pub(super) struct Record {
     pub(super) sha256: String,
     /// `sha512:…`, where it was asked for once.
     pub(super) sha512: Option<String>,
+    /// `sha256:…` that the image is kept under, where the bytes alone do not tell: a snapshot in them is wanted, or
+    /// files below an overlay are part of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) blob: Option<String>,
     pub(super) kind: Kind,
     /// Bytes a machine sees of a disk; 0 for a tree.
     pub(super) virtual_size: u64,
@@ -76,6 +80,17 @@ impl Record {
         })
     }
 
+    /// What the image is kept under.
+    pub(super) fn blob(&self) -> Option<Digest> {
+        match &self.blob {
+            Some(text) => text
+                .parse()
+                .ok()
+                .filter(|digest| matches!(digest, Digest::Sha256(_))),
+            None => self.digests().map(|digests| digests.sha256),
+        }
+    }
+
     pub(super) fn created(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH
             .checked_add(Duration::from_secs(self.created))
@@ -94,7 +109,7 @@ impl Record {
         };
         let record: Self =
             serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
-        if record.digests().is_none() {
+        if record.digests().is_none() || record.blob().is_none() {
             return Err(damaged("it holds no SHA-256".to_owned()));
         }
         Ok(Some(record))

@@ -1,4 +1,4 @@
-//! From a verified file to what a machine starts from: a sparse raw disk or an OS tree.
+//! From a file to what a machine starts from: a sparse raw disk or an OS tree, still unpublished.
 //!
 //! Flow: [`import`] -> format of the file -> codec -> format of what is inside -> [`qcow2`](crate::qcow2), sparse
 //! copy or tree. A qcow2 inside a compressed file is spooled first, as it is read at random.
@@ -13,7 +13,7 @@ mod writer;
 mod zip;
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use archive::{Archive, Entry};
@@ -29,9 +29,9 @@ use crate::error::{ImageError, PathContext};
 use crate::format::{self, Format};
 use crate::image::ImageKind;
 use crate::options::PullOptions;
-use crate::qcow2::{Qcow2, Qcow2Error};
+use crate::qcow2::{OpenOptions, Qcow2, Qcow2Error};
 use crate::report::{Reporter, Step, StepKind};
-use crate::verify::Verified;
+use crate::source::ReadAt;
 
 /// Bytes moved at once.
 const CHUNK: usize = 1 << 20;
@@ -54,6 +54,19 @@ impl WorkPaths {
     }
 }
 
+/// Bytes that are imported; they may still be coming.
+pub(crate) type Source = dyn ReadAt + Send;
+
+/// Where an import reads and writes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Paths<'a> {
+    pub(crate) work: &'a WorkPaths,
+    /// The file that the bytes are in, where a raw disk may become that file.
+    pub(crate) own: Option<&'a Path>,
+    /// Where the image lies, where it is the user's own file: files below an overlay are looked for from there.
+    pub(crate) image: Option<&'a Path>,
+}
+
 /// What an import made, still under its working name.
 #[derive(Debug)]
 pub(crate) struct Imported {
@@ -63,38 +76,44 @@ pub(crate) struct Imported {
     pub(crate) virtual_size: u64,
 }
 
-/// Unpacks or converts `file`. `what` is how the user knows it: a redacted URL or a path.
+/// Unpacks or converts `source`. `what` is how the user knows it: a redacted URL or a path.
 pub(crate) fn import(
-    file: Verified,
+    source: &Source,
     what: &str,
-    work: &WorkPaths,
+    paths: Paths<'_>,
     options: &PullOptions,
     reporter: &mut dyn Reporter,
 ) -> Result<Imported, ImageError> {
-    work.clear();
-    let format = format::detect(&file.file).at("read", Path::new(what))?;
+    paths.work.clear();
     let import = Import {
         what,
-        work,
+        paths,
+        work: paths.work,
         options,
     };
+    let format = format::detect(source).map_err(|error| import.unreadable(error))?;
     match format {
-        Format::Qcow2 => import.qcow2(&file.file, reporter),
-        Format::Raw => import.raw(&file.file, reporter),
-        Format::Tar => import.packed(file.file, None, reporter),
-        Format::Compressed(codec) => import.packed(file.file, Some(codec), reporter),
-        Format::Zip => import.zip(file.file, reporter),
+        Format::Qcow2 => import.qcow2(source, reporter),
+        Format::Raw => import.raw(source, reporter),
+        Format::Tar => import.packed(source, None, reporter),
+        Format::Compressed(codec) => import.packed(source, Some(codec), reporter),
+        Format::Zip => import.zip(source, reporter),
         other => Err(import.refuse(other)),
     }
 }
 
 struct Import<'a> {
     what: &'a str,
+    paths: Paths<'a>,
     work: &'a WorkPaths,
     options: &'a PullOptions,
 }
 
 impl Import<'_> {
+    fn unreadable(&self, source: io::Error) -> ImageError {
+        ImageError::io("read", Path::new(self.what), source)
+    }
+
     fn refuse(&self, format: Format) -> ImageError {
         let what = self.what.to_owned();
         match format {
@@ -144,9 +163,17 @@ impl Import<'_> {
         }
     }
 
-    fn qcow2(&self, file: &File, reporter: &mut dyn Reporter) -> Result<Imported, ImageError> {
+    fn qcow2(&self, source: &Source, reporter: &mut dyn Reporter) -> Result<Imported, ImageError> {
         let failed = |source| qcow2_error(source, Path::new(self.what), &self.work.raw);
-        let image = Qcow2::open(file, self.options.limits.virtual_size).map_err(failed)?;
+        let mut open = OpenOptions::default();
+        open.limit = self.options.limits.virtual_size;
+        open.snapshot.clone_from(&self.options.snapshot);
+        // A file that came from elsewhere has no say in which files of this host are opened.
+        if let Some(path) = self.paths.image {
+            open.path = Some(path.to_owned());
+            open.backing.clone_from(&self.options.allow_backing);
+        }
+        let image = Qcow2::open_with(source, &open).map_err(failed)?;
         if image.header().dirty {
             reporter.notice("the image was not closed in order; its data is read as it is");
         }
@@ -159,42 +186,54 @@ impl Import<'_> {
         Ok(self.disk(size))
     }
 
-    /// Shares the blocks where the file system can, else copies what is not zero.
-    fn raw(&self, file: &File, reporter: &mut dyn Reporter) -> Result<Imported, ImageError> {
-        let units = RawUnits::new(file).at("read", Path::new(self.what))?;
+    /// Takes the file as it is where it may, else copies what is not zero.
+    fn raw(&self, source: &Source, reporter: &mut dyn Reporter) -> Result<Imported, ImageError> {
+        let failed = |source| qcow2_error(source, Path::new(self.what), &self.work.raw);
+        self.refuse_snapshot()?;
+        let units = RawUnits::new(source).map_err(|error| self.unreadable(error))?;
         let size = convert::Units::size(&units);
         if size > self.options.limits.virtual_size {
             let limit = self.options.limits.virtual_size;
-            return Err(qcow2_error(
-                Qcow2Error::TooLarge { size, limit },
-                Path::new(self.what),
-                &self.work.raw,
-            ));
+            return Err(failed(Qcow2Error::TooLarge { size, limit }));
+        }
+        if let Some(own) = self.paths.own {
+            return Ok(Imported {
+                path: own.to_owned(),
+                ..self.disk(size)
+            });
         }
         let output = Self::create(&self.work.raw)?;
-        if rustix::fs::ioctl_ficlone(&output, file).is_ok() {
-            return Ok(self.disk(size));
-        }
         let mut step = Step::begin(reporter, StepKind::Convert, self.what, Some(size));
         convert::run(&units, &output, &self.options.cancel, &mut |done| {
             step.at(done)
         })
-        .map_err(|source| qcow2_error(source, Path::new(self.what), &self.work.raw))?;
+        .map_err(failed)?;
         Ok(self.disk(size))
+    }
+
+    /// Only a qcow2 image holds snapshots.
+    fn refuse_snapshot(&self) -> Result<(), ImageError> {
+        let Some(wanted) = &self.options.snapshot else {
+            return Ok(());
+        };
+        let error = Qcow2Error::NoSnapshot {
+            wanted: wanted.clone(),
+            found: "none".to_owned(),
+        };
+        Err(qcow2_error(error, Path::new(self.what), &self.work.raw))
     }
 
     fn packed(
         &self,
-        mut file: File,
+        source: &Source,
         codec: Option<format::Codec>,
         reporter: &mut dyn Reporter,
     ) -> Result<Imported, ImageError> {
         let read = Path::new(self.what);
-        file.rewind().at("read", read)?;
-        let length = file.metadata().at("read", read)?.len();
+        let length = source.size().map_err(|error| self.unreadable(error))?;
         let options = self.options;
-        let mut stream =
-            Stream::open(file, codec, length, &options.limits, &options.cancel).at("read", read)?;
+        let mut stream = Stream::open(source, codec, length, &options.limits, &options.cancel)
+            .at("read", read)?;
         let mut head = vec![0; format::HEAD];
         let count = stream
             .fill(&mut head)
@@ -202,6 +241,7 @@ impl Import<'_> {
         head.truncate(count);
         match format::detect(&head).at("read", read)? {
             Format::Raw => {
+                self.refuse_snapshot()?;
                 let mut step = Step::begin(reporter, StepKind::Unpack, self.what, Some(length));
                 let size = self.write_raw(&head, stream, &mut step)?;
                 Ok(self.disk(size))
@@ -226,7 +266,7 @@ impl Import<'_> {
     ) -> Result<u64, ImageError> {
         let output = Self::create(&self.work.raw)?;
         let gauge = stream.gauge.clone();
-        let failed = |source| qcow2_error(source, Path::new(self.what), &self.work.raw);
+        let failed = |(_, source)| ImageError::io("write", &self.work.raw, source);
         convert::write_sparse(&output, head, 0).map_err(failed)?;
         let mut size = head.len() as u64;
         let mut buffer = vec![0; CHUNK];
@@ -345,7 +385,8 @@ impl Import<'_> {
             .read(entry, &mut buffer)
             .map_err(|error| self.unpack_error(error))?
         {
-            convert::write_sparse(&spool, &buffer[..count], at).map_err(failed)?;
+            convert::write_sparse(&spool, &buffer[..count], at)
+                .map_err(|(_, source)| ImageError::io("write", &self.work.spool, source))?;
             step.at(done());
         }
         spool.set_len(entry.size).at("write", &self.work.spool)?;

@@ -1,6 +1,5 @@
 //! Decompressing streams under limits: how much comes out, how much for what went in, and a cancel.
 
-use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -8,6 +7,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use super::UnpackError;
 use crate::format::Codec;
 use crate::limits::{Cancel, Limits};
+use crate::source::{Cursor, ReadAt};
 
 /// Bytes that may come out before the ratio counts.
 const RATIO_FROM: u64 = 1 << 30;
@@ -33,14 +33,14 @@ impl Gauge {
 }
 
 /// The packed side: counts.
-struct Input {
-    file: File,
+struct Input<S> {
+    source: Cursor<S>,
     gauge: Arc<Gauge>,
 }
 
-impl Read for Input {
+impl<S: ReadAt> Read for Input<S> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read(buffer)?;
+        let count = self.source.read(buffer)?;
         self.gauge.read.fetch_add(count as u64, Ordering::Relaxed);
         Ok(count)
     }
@@ -58,9 +58,9 @@ pub(crate) struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    /// Decompresses `file`, `packed` bytes long, from its start; with no codec its bytes are passed on.
+    /// Decompresses `source`, `packed` bytes long, from its start; with no codec its bytes are passed on.
     pub(crate) fn open(
-        file: File,
+        source: impl ReadAt + Send + 'a,
         codec: Option<Codec>,
         packed: u64,
         limits: &Limits,
@@ -70,7 +70,7 @@ impl<'a> Stream<'a> {
         let input = BufReader::with_capacity(
             256 << 10,
             Input {
-                file,
+                source: Cursor::new(source),
                 gauge: Arc::clone(&gauge),
             },
         );

@@ -67,7 +67,11 @@ fn a_tree_keeps_modes_links_and_times() {
     assert_eq!(
         (su.permissions().mode() & 0o7777, su.mtime(), su.nlink()),
         (
-            if rustix::process::geteuid().is_root() { 0o4755 } else { 0o755 },
+            if rustix::process::geteuid().is_root() {
+                0o4755
+            } else {
+                0o755
+            },
             1_000_000_000,
             2
         )

@@ -4,19 +4,19 @@
 //! they believe, so that a file of which the two do not agree is refused.
 
 use std::cell::Cell;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::rc::Rc;
 
 use zip::ZipArchive;
 use zip::result::ZipError;
 
-use super::{Import, Imported, Stream, UnpackError};
+use super::{Import, Imported, Source, Stream, UnpackError};
 use crate::error::{ImageError, PathContext};
 use crate::format::{self, Format};
 use crate::report::{Reporter, Step, StepKind};
+use crate::source::Cursor;
 
 /// Most bytes read to learn what an archive holds: its list is kept in memory.
 const LIST: u64 = 16 << 20;
@@ -24,12 +24,12 @@ const LIST: u64 = 16 << 20;
 const FILES: usize = 1000;
 
 /// The archive's file, of which only so much may be read.
-struct Capped {
-    file: BufReader<File>,
+struct Capped<'a> {
+    file: BufReader<Cursor<&'a Source>>,
     left: Rc<Cell<u64>>,
 }
 
-impl Read for Capped {
+impl Read for Capped<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.file.read(buffer)?;
         match self.left.get().checked_sub(count as u64) {
@@ -40,7 +40,7 @@ impl Read for Capped {
     }
 }
 
-impl Seek for Capped {
+impl Seek for Capped<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         self.file.seek(to)
     }
@@ -61,21 +61,21 @@ fn damaged(error: ZipError) -> UnpackError {
 impl Import<'_> {
     pub(super) fn zip(
         &self,
-        file: File,
+        source: &Source,
         reporter: &mut dyn Reporter,
     ) -> Result<Imported, ImageError> {
-        let read = Path::new(self.what);
-        let raw = file.try_clone().at("read", read)?;
         let left = Rc::new(Cell::new(LIST));
         let capped = Capped {
-            file: BufReader::new(file),
+            file: BufReader::new(Cursor::new(source)),
             left: Rc::clone(&left),
         };
         let failed = |error| self.unpack_error(error);
         let mut archive = ZipArchive::new(capped).map_err(|error| failed(damaged(error)))?;
         left.set(u64::MAX);
-        let (index, format) = self.find(&mut archive, &raw)?;
-        let entry = archive.by_index(index).map_err(|error| failed(damaged(error)))?;
+        let (index, format) = self.find(&mut archive, source)?;
+        let entry = archive
+            .by_index(index)
+            .map_err(|error| failed(damaged(error)))?;
         let (size, packed) = (entry.size(), entry.compressed_size());
         let options = self.options;
         let mut stream = Stream::of(
@@ -107,8 +107,8 @@ impl Import<'_> {
     /// The only disk image, by what the files begin with, and its format.
     fn find(
         &self,
-        archive: &mut ZipArchive<Capped>,
-        raw: &File,
+        archive: &mut ZipArchive<Capped<'_>>,
+        raw: &Source,
     ) -> Result<(usize, Format), ImageError> {
         let failed = |error| self.unpack_error(error);
         if archive.len() > FILES {
@@ -165,8 +165,10 @@ impl Import<'_> {
             }),
             ([], Some(found)) => Err(failed(UnpackError::Unsupported(found.to_owned()))),
             (several, _) => {
-                let names: Vec<String> =
-                    several.iter().map(|(.., name)| format!("{name:?}")).collect();
+                let names: Vec<String> = several
+                    .iter()
+                    .map(|(.., name)| format!("{name:?}"))
+                    .collect();
                 let what = format!("more than one disk image ({})", names.join(", "));
                 Err(failed(UnpackError::Unsupported(what)))
             }
@@ -195,7 +197,7 @@ struct Told {
 
 impl Told {
     /// What differs in the header before the file, if anything does. Source: APPNOTE.TXT 6.3.10, 4.3.7 and 4.5.3.
-    fn differs(&self, file: &File, at: u64) -> io::Result<Option<&'static str>> {
+    fn differs(&self, file: &Source, at: u64) -> io::Result<Option<&'static str>> {
         let mut fixed = [0; 30];
         file.read_exact_at(&mut fixed, at)?;
         let short = |at: usize| u16::from_le_bytes([fixed[at], fixed[at + 1]]);
@@ -236,9 +238,12 @@ fn sizes(packed: u64, size: u64, mut extra: &[u8]) -> (u64, u64) {
         if u16::from_le_bytes([*a, *b]) != 1 {
             continue;
         }
-        let mut numbers = field
-            .chunks_exact(8)
-            .map(|bytes| bytes.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)));
+        let mut numbers = field.chunks_exact(8).map(|bytes| {
+            bytes
+                .iter()
+                .rev()
+                .fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+        });
         let mut wide = |own: u64| {
             if own == FULL {
                 numbers.next().unwrap_or(own)

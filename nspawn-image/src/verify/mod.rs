@@ -1,4 +1,5 @@
-//! Unverified bytes cannot reach a parser, because no parser takes them.
+//! What is made of unverified bytes is not published: that takes a [`Verified`]. An import may run before, while the
+//! bytes come, and is thrown away where they are not the right ones.
 //!
 //! Flow: `lookup` finds out what the bytes must be before they come -> [`Expectation`] -> [`Unverified::check`]
 //! -> [`Verified`].
@@ -31,7 +32,7 @@ pub(crate) struct Unverified {
     digests: Digests,
 }
 
-/// A file whose bytes are those wanted, or of which nothing was known. Parsers take this and nothing else.
+/// A file whose bytes are those wanted, or of which nothing was known. Only what was made of one is published.
 #[derive(Debug)]
 pub(crate) struct Verified {
     pub(crate) file: File,

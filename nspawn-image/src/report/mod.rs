@@ -1,5 +1,7 @@
 //! Progress and notices, told to whoever calls the library: the library itself never prints.
 
+pub(crate) mod relay;
+
 /// What a step does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -101,6 +103,11 @@ impl<'a> Step<'a> {
 
     pub(crate) fn notice(&mut self, text: &str) {
         self.reporter.notice(text);
+    }
+
+    /// The reporter, for what goes on beside this step.
+    pub(crate) fn reporter(&mut self) -> &mut dyn Reporter {
+        self.reporter
     }
 }
 
