@@ -35,6 +35,7 @@ mod gpt;
 mod image;
 mod limits;
 mod mbr;
+pub mod oci;
 mod options;
 mod probe;
 pub mod qcow2;

@@ -17,7 +17,7 @@ use std::time::Duration;
 pub use error::{DownloadError, DownloadReason};
 use reqwest::header::HeaderMap;
 use serde::{Deserialize, Serialize};
-pub(crate) use small::get;
+pub(crate) use small::{get, post};
 use transfer::{Event, Request};
 
 use crate::digest::Hasher;

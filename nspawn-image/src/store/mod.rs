@@ -6,16 +6,20 @@
 //! partial/<key>.data, .json          a download that can go on; <key>.lock: one process per key
 //! ```
 //!
+//! Blobs and what is under way are open to the store's owner alone: a tree holds what its maker put there, programs
+//! that run as root and devices among them, and must not be within reach of other users of the host.
+//!
 //! An image is either absent or complete: it is written under `partial/`, synced and renamed. The lock of a key
 //! is held from the first look at the store to the rename, so that of two processes that want one image the
 //! second waits and then finds it.
 
 mod lock;
+mod oci;
 mod pull;
 mod record;
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -29,7 +33,7 @@ use crate::limits::Cancel;
 use crate::options::PullOptions;
 use crate::reference::{ImageName, ImageRef};
 use crate::report::{NoReport, Reporter};
-use crate::unpack::WorkPaths;
+use crate::unpack::{WorkPaths, remove_all};
 
 /// A folder of images.
 #[derive(Clone, Debug)]
@@ -73,6 +77,13 @@ impl Store {
         };
         for folder in [store.blobs(), store.refs(), store.partials()] {
             fs::create_dir_all(&folder).at("create", &folder)?;
+        }
+        for folder in [store.blobs(), store.partials()] {
+            let mode = fs::metadata(&folder).at("read", &folder)?.mode();
+            if mode & 0o077 != 0 {
+                let private = fs::Permissions::from_mode(0o700);
+                fs::set_permissions(&folder, private).at("change", &folder)?;
+            }
         }
         store.sweep();
         Ok(store)
@@ -145,7 +156,7 @@ impl Store {
                 let work = self.work(&key);
                 work.clear();
                 fs::rename(&blob, &work.tree).at("remove", &blob)?;
-                fs::remove_dir_all(&work.tree).at("remove", &work.tree)
+                remove_all(&work.tree).at("remove", &work.tree)
             }
         }
     }

@@ -17,15 +17,15 @@ use crate::image::{Image, ImageKind};
 use crate::options::PullOptions;
 use crate::reference::{ImageName, ImageRef, ImageUrl};
 use crate::report::{Reporter, Step, StepKind};
-use crate::unpack;
+use crate::unpack::{self, Imported, WorkPaths};
 use crate::verify::{self, Unverified, Verified};
 
 /// What is to be published, and how it is found again.
-struct Origin {
-    source: String,
-    key: String,
-    validators: Validators,
-    name: ImageName,
+pub(super) struct Origin {
+    pub(super) source: String,
+    pub(super) key: String,
+    pub(super) validators: Validators,
+    pub(super) name: ImageName,
 }
 
 impl Store {
@@ -43,7 +43,7 @@ impl Store {
             ImageRef::Path(path) => self.pull_path(path, options, reporter),
             ImageRef::Url(url) => self.pull_url(url, options, reporter),
             ImageRef::Name(name) => self.pull_name(name, options, reporter),
-            ImageRef::Oci(_) => Err(ImageError::unsupported(reference, "a container image")),
+            ImageRef::Oci(image) => self.pull_oci(image, options, reporter),
         }
     }
 
@@ -234,7 +234,7 @@ impl Store {
     }
 
     /// What is in the store under this key, where it is the one wanted.
-    fn reuse(&self, key: &str, options: &PullOptions) -> Result<Option<Image>, ImageError> {
+    pub(super) fn reuse(&self, key: &str, options: &PullOptions) -> Result<Option<Image>, ImageError> {
         let Some((name, record)) = self.find(key)? else {
             return Ok(None);
         };
@@ -293,15 +293,30 @@ impl Store {
         ImageName::sanitize(stem)
     }
 
-    /// Imports a verified file and makes it visible: blob first, then the name.
+    /// Imports a verified file and makes it visible.
     fn publish(
         &self,
         file: Verified,
-        mut origin: Origin,
+        origin: Origin,
         options: &PullOptions,
         reporter: &mut dyn Reporter,
     ) -> Result<Image, ImageError> {
-        let digests = file.digests;
+        let (digests, source) = (file.digests, origin.source.clone());
+        let import = |work: &WorkPaths, reporter: &mut dyn Reporter| {
+            unpack::import(file, &source, work, options, reporter)
+        };
+        self.publish_made(digests, origin, options, reporter, import)
+    }
+
+    /// Makes what is not in the store under its digest, and makes it visible: blob first, then the name.
+    pub(super) fn publish_made(
+        &self,
+        digests: Digests,
+        mut origin: Origin,
+        options: &PullOptions,
+        reporter: &mut dyn Reporter,
+        make: impl FnOnce(&WorkPaths, &mut dyn Reporter) -> Result<Imported, ImageError>,
+    ) -> Result<Image, ImageError> {
         let hex = digests.sha256.hex();
         // Another URL may lead to the same bytes: one process converts them.
         let _lock = KeyLock::wait(&self.lock_path(&hex), &options.cancel, reporter)?;
@@ -321,11 +336,10 @@ impl Store {
             Some(done) => done,
             None => {
                 let work = self.work(&hex);
-                let imported = unpack::import(file, &origin.source, &work, options, reporter)
-                    .and_then(|imported| {
-                        self.move_in(&imported, &digests, reporter)
-                            .map(|()| imported)
-                    });
+                let imported = make(&work, reporter).and_then(|imported| {
+                    self.move_in(&imported, &digests, reporter)
+                        .map(|()| imported)
+                });
                 work.clear();
                 let imported = imported?;
                 (imported.kind, imported.virtual_size)
@@ -376,7 +390,7 @@ impl Store {
 
     fn move_in(
         &self,
-        imported: &unpack::Imported,
+        imported: &Imported,
         digests: &Digests,
         reporter: &mut dyn Reporter,
     ) -> Result<(), ImageError> {

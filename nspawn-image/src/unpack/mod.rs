@@ -114,16 +114,7 @@ impl Import<'_> {
     }
 
     fn unpack_error(&self, source: UnpackError) -> ImageError {
-        match source {
-            UnpackError::Cancelled => ImageError::Cancelled,
-            UnpackError::Write { verb, path, source } if crate::error::is_full(&source) => {
-                ImageError::NoSpace { verb, path }
-            }
-            source => ImageError::Unpack {
-                path: PathBuf::from(self.what),
-                source,
-            },
-        }
+        unpack_error(Path::new(self.what), source)
     }
 
     fn create(path: &Path) -> Result<File, ImageError> {
@@ -369,6 +360,20 @@ impl Import<'_> {
             }
             other => Err(self.refuse(other)),
         }
+    }
+}
+
+/// Makes the right error of one of an archive's.
+pub(crate) fn unpack_error(archive: &Path, source: UnpackError) -> ImageError {
+    match source {
+        UnpackError::Cancelled => ImageError::Cancelled,
+        UnpackError::Write { verb, path, source } if crate::error::is_full(&source) => {
+            ImageError::NoSpace { verb, path }
+        }
+        source => ImageError::Unpack {
+            path: archive.to_owned(),
+            source,
+        },
     }
 }
 
