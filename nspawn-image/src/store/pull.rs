@@ -281,7 +281,7 @@ impl Store {
         }
         let mut stem = file_name;
         let ends = [
-            ".qcow2", ".img", ".raw", ".tar", ".gz", ".xz", ".zst", ".bz2", ".tgz", ".txz",
+            ".qcow2", ".img", ".raw", ".tar", ".gz", ".xz", ".zst", ".bz2", ".tgz", ".txz", ".zip",
         ];
         while let Some(shorter) = ends
             .iter()
