@@ -64,4 +64,4 @@ pub use reference::{ImageName, ImageRef, ImageUrl, ReferenceError};
 pub use report::{NoReport, Reporter, StepId, StepKind};
 pub use source::ReadAt;
 pub use store::{Store, StoredImage};
-pub use unpack::{TreeWriter, UnpackError};
+pub use unpack::{TreeWriter, UnpackError, remove_tree};

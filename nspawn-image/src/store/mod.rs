@@ -33,7 +33,7 @@ use crate::limits::Cancel;
 use crate::options::PullOptions;
 use crate::reference::{ImageName, ImageRef};
 use crate::report::{NoReport, Reporter};
-use crate::unpack::{WorkPaths, remove_all};
+use crate::unpack::{WorkPaths, remove_tree};
 
 /// A folder of images.
 #[derive(Clone, Debug)]
@@ -156,7 +156,7 @@ impl Store {
                 let work = self.work(&key);
                 work.clear();
                 fs::rename(&blob, &work.tree).at("remove", &blob)?;
-                remove_all(&work.tree).at("remove", &work.tree)
+                remove_tree(&work.tree).at("remove", &work.tree)
             }
         }
     }

@@ -231,7 +231,7 @@ fn a_tree_as_deep_as_a_path_can_name_is_made_and_removed() {
     }
     let (dir, result) = unpack(builder.into_inner().unwrap());
     result.unwrap();
-    remove::remove_all(&dir.path().join("tree")).unwrap();
+    remove::remove_tree(&dir.path().join("tree")).unwrap();
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
