@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use crate::digest::{Digest, DigestError};
 use crate::disk::DiskError;
 use crate::fetch::DownloadError;
+use crate::oci::{OciError, OciReference};
 use crate::qcow2::Qcow2Error;
-use crate::reference::{ImageName, ImageRef, ReferenceError};
+use crate::reference::{ImageName, ReferenceError};
 use crate::unpack::UnpackError;
 use crate::verify::VerifyError;
 
@@ -119,6 +120,15 @@ pub enum ImageError {
         #[source]
         source: UnpackError,
     },
+    /// A container image cannot be had from its registry.
+    #[error("cannot pull {image}")]
+    Oci {
+        /// The image's reference.
+        image: String,
+        /// What was found.
+        #[source]
+        source: Box<OciError>,
+    },
     /// A disk has no root partition that can be told from the others.
     #[error("cannot find the root file system of {}", path.display())]
     Disk {
@@ -176,6 +186,8 @@ impl ImageError {
             }
             Self::Download(error) if error.is_input() => ErrorKind::Input,
             Self::Download(_) => ErrorKind::Network,
+            Self::Oci { source, .. } if source.is_input() => ErrorKind::Input,
+            Self::Oci { .. } => ErrorKind::Network,
             Self::Unpack {
                 source: UnpackError::Write { .. },
                 ..
@@ -212,6 +224,7 @@ impl ImageError {
             Self::Verify { source, .. } => return Some(source.hint()),
             Self::Qcow2 { source, .. } => return source.hint().map(str::to_owned),
             Self::Unpack { source, .. } => return source.hint().map(str::to_owned),
+            Self::Oci { source, .. } => return source.hint(),
             Self::Disk { source, .. } => return Some(source.hint().to_owned()),
             Self::InUse { .. } => "stop the machines that use it first",
             Self::Record { .. } => "remove the record and pull the image again",
@@ -220,10 +233,10 @@ impl ImageError {
         Some(hint.to_owned())
     }
 
-    pub(crate) fn unsupported(what: &ImageRef, found: &str) -> Self {
-        Self::Unsupported {
-            what: what.to_string(),
-            found: found.to_owned(),
+    pub(crate) fn oci(image: &OciReference, source: OciError) -> Self {
+        Self::Oci {
+            image: format!("oci:{image}"),
+            source: Box::new(source),
         }
     }
 
@@ -250,9 +263,12 @@ fn in_brackets(file: &Option<String>) -> String {
 
 fn reference_hint(error: &ReferenceError) -> Option<String> {
     let hint = match error {
-        ReferenceError::Scheme(_) => "use http, https, a path or a name",
+        ReferenceError::Scheme(_) => "use http, https, oci:, a path or a name",
         ReferenceError::NameCharacter(_) | ReferenceError::NameEdge => {
             "write ./NAME for a file in the current directory"
+        }
+        ReferenceError::Oci | ReferenceError::OciPart { .. } => {
+            "write it as docker does: oci:NAME:TAG or oci:REGISTRY/NAME@sha256:HEX"
         }
         _ => "an image is `host`, a path, an http(s) URL, or a name in the store",
     };

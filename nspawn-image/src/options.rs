@@ -53,6 +53,11 @@ pub struct PullOptions {
     pub proxy: Option<String>,
     /// Where images of machined are looked up by name. Default `/var/lib/machines`.
     pub machines_dir: PathBuf,
+    /// Files with credentials for registries, as docker and podman write them; the first that knows one counts. One
+    /// that is not there is passed over. Credential helpers are not run. Default none.
+    pub registry_auth: Vec<PathBuf>,
+    /// Registries asked without encryption, as `HOST` or `HOST:PORT`; those on this host always are. Default none.
+    pub insecure_registries: Vec<String>,
 }
 
 impl Default for PullOptions {
@@ -74,6 +79,8 @@ impl Default for PullOptions {
             retries: 2,
             proxy: None,
             machines_dir: PathBuf::from("/var/lib/machines"),
+            registry_auth: Vec::new(),
+            insecure_registries: Vec::new(),
         }
     }
 }

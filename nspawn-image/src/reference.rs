@@ -9,13 +9,15 @@ use std::str::FromStr;
 
 use url::Url;
 
+use crate::oci::OciReference;
+
 /// Where an image comes from.
 ///
 /// | Text | Meaning |
 /// | --- | --- |
 /// | `host` | the host's own file system |
 /// | `http://…`, `https://…` | an image to download |
-/// | `oci:…` | a container image (parsed; not yet pulled) |
+/// | `oci:…` | a container image of a registry |
 /// | `./disk.raw`, `/srv/tree`, or a file that exists | a disk image or an OS tree on this host |
 /// | anything else | a name in the store or in `/var/lib/machines` |
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -27,8 +29,8 @@ pub enum ImageRef {
     Path(PathBuf),
     /// A file behind HTTP or HTTPS.
     Url(ImageUrl),
-    /// A container image, the text after `oci:`.
-    Oci(String),
+    /// A container image of a registry.
+    Oci(OciReference),
     /// A name in the store or in the machines folder.
     Name(ImageName),
 }
@@ -55,6 +57,14 @@ pub enum ReferenceError {
     /// `oci:` with nothing behind it, or with white space.
     #[error("\"oci:\" must be followed by an image such as oci:debian:12")]
     Oci,
+    /// A part of a container image's name that cannot be one.
+    #[error("{found:?} is no {part} of a container image")]
+    OciPart {
+        /// `registry`, `repository`, `tag`, `digest`.
+        part: &'static str,
+        /// The text found.
+        found: String,
+    },
     /// An image name of a wrong length, in bytes.
     #[error("an image name has 1 to {max} bytes, this one has {found}", max = ImageName::MAX)]
     NameLength {
@@ -90,10 +100,7 @@ impl FromStr for ImageRef {
             return Ok(Self::Host);
         }
         if let Some(rest) = text.strip_prefix("oci:") {
-            if rest.is_empty() || rest.contains(|c: char| c.is_whitespace() || c.is_control()) {
-                return Err(ReferenceError::Oci);
-            }
-            return Ok(Self::Oci(rest.to_owned()));
+            return rest.parse().map(Self::Oci);
         }
         if let Some((scheme, _)) = text.split_once("://")
             && !scheme.is_empty()
@@ -265,7 +272,10 @@ mod tests {
             ("images/disk.raw", Ok(ImageRef::path("images/disk.raw"))),
             ("Cargo.toml", Ok(ImageRef::path("Cargo.toml"))),
             ("debian-12", Ok(name("debian-12"))),
-            ("oci:debian:12", Ok(ImageRef::Oci("debian:12".into()))),
+            (
+                "oci:debian:12",
+                Ok(ImageRef::Oci("debian:12".parse().unwrap())),
+            ),
             ("oci:", Err(ReferenceError::Oci)),
             ("oci:a b", Err(ReferenceError::Oci)),
             ("", Err(ReferenceError::Empty)),

@@ -96,6 +96,16 @@ const TEST: &[Program] = &[
     Program::new(&["tar"], ["tar", "tar", "tar", "tar"]),
     Program::new(&["gzip"], ["gzip", "gzip", "gzip", "gzip"]),
     Program::new(&["xz"], ["xz-utils", "xz", "xz", "xz"]),
+    // A real registry for container images.
+    Program::new(
+        &["docker-registry", "registry", "distribution"],
+        [
+            "docker-registry",
+            "docker-distribution",
+            "distribution",
+            "distribution-registry",
+        ],
+    ),
     Program::new(&["zstd"], ["zstd", "zstd", "zstd", "zstd"]),
     // libFuzzer is C++.
     Program::new(

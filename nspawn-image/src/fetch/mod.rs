@@ -19,7 +19,7 @@ pub(crate) use arriving::Arriving;
 pub use error::{DownloadError, DownloadReason};
 use reqwest::header::HeaderMap;
 use serde::{Deserialize, Serialize};
-pub(crate) use small::get;
+pub(crate) use small::{get, post};
 use transfer::{Event, Request};
 
 use crate::convert::write_sparse;

@@ -37,14 +37,29 @@ pub(crate) fn get(
     limit: u64,
     options: &PullOptions,
 ) -> Result<Answer, ImageError> {
-    let request = Request::plain(url, headers, options);
+    send(&Request::plain(url, headers, options), limit)
+}
+
+/// As [`get`], but posts a form, which is not sent on to where a redirect leads.
+pub(crate) fn post(
+    url: &ImageUrl,
+    form: &str,
+    limit: u64,
+    options: &PullOptions,
+) -> Result<Answer, ImageError> {
+    let mut request = Request::plain(url, &HeaderMap::new(), options);
+    request.form = Some(form.to_owned());
+    send(&request, limit)
+}
+
+fn send(request: &Request, limit: u64) -> Result<Answer, ImageError> {
     // A thread of its own: a runtime cannot be entered from within a caller's.
     let run = || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| request.fail(DownloadReason::Thread(error)))?;
-        runtime.block_on(transfer::whole(&request, limit))
+        runtime.block_on(transfer::whole(request, limit))
     };
     let answer = std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{
-    ACCEPT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, IF_MODIFIED_SINCE, IF_NONE_MATCH,
-    IF_RANGE, LAST_MODIFIED, RANGE,
+    ACCEPT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, IF_MODIFIED_SINCE,
+    IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE,
 };
 use reqwest::redirect::Policy;
 use reqwest::{Client, Proxy, RequestBuilder, Response};
@@ -45,6 +45,8 @@ pub(super) struct Request {
     pub(super) cancel: Cancel,
     /// Sent with the request, such as `Accept` and `Authorization`. A redirect to another host gets no credentials.
     pub(super) headers: HeaderMap,
+    /// A form to post; such a request is not redirected, as its body may be a secret.
+    pub(super) form: Option<String>,
 }
 
 /// The head of an answer that holds a body.
@@ -100,6 +102,7 @@ impl Request {
             proxy: options.proxy.clone(),
             cancel: options.cancel.clone(),
             headers: headers.clone(),
+            form: None,
         }
     }
 
@@ -157,9 +160,15 @@ impl Request {
 /// Sends the request and waits for the head of the answer; `None` when the call was cancelled.
 async fn send(request: &Request) -> Result<Option<Response>, DownloadError> {
     let client = client(request).map_err(|reason| request.fail(reason))?;
-    let sent = request
-        .headers(client.get(request.url.secret().clone()))
-        .send();
+    let url = request.url.secret().clone();
+    let builder = match &request.form {
+        None => client.get(url),
+        Some(form) => client
+            .post(url)
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(form.clone()),
+    };
+    let sent = request.headers(builder).send();
     // Connecting has its own limit; the rest of the way to a head counts as silence.
     let limit = request.connect_timeout + request.idle_timeout;
     match request.patiently(limit, sent).await {
@@ -316,7 +325,11 @@ fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
 fn client(request: &Request) -> Result<Client, DownloadReason> {
     let setup = |error: &dyn Error| DownloadReason::Setup(error.to_string());
     let secure = request.url.secret().scheme() == "https";
+    let posting = request.form.is_some();
     let policy = Policy::custom(move |attempt| {
+        if posting {
+            return attempt.stop();
+        }
         if attempt.previous().len() > REDIRECTS {
             return attempt.error(TooManyRedirects);
         }

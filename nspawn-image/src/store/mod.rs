@@ -6,18 +6,22 @@
 //! partial/<key>.data, .json          a download that can go on; <key>.lock: one process per key
 //! ```
 //!
+//! Blobs and what is under way are open to the store's owner alone: a tree holds what its maker put there, programs
+//! that run as root and devices among them, and must not be within reach of other users of the host.
+//!
 //! An image is either absent or complete: it is written under `partial/` while its bytes come, and renamed when they
 //! were found to be the right ones and it was synced. The lock of a key is held from the first look at the store to the
 //! rename, so that of two processes that want one image the second waits and then finds it.
 
 mod beside;
 mod lock;
+mod oci;
 mod publish;
 mod pull;
 mod record;
 
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -31,7 +35,7 @@ use crate::limits::Cancel;
 use crate::options::PullOptions;
 use crate::reference::{ImageName, ImageRef};
 use crate::report::{NoReport, Reporter};
-use crate::unpack::WorkPaths;
+use crate::unpack::{WorkPaths, remove_tree};
 
 /// A folder of images.
 #[derive(Clone, Debug)]
@@ -75,11 +79,15 @@ impl Store {
         let store = Self {
             root: root.as_ref().to_owned(),
         };
-        // A tree holds set-id programs that no user of this host may reach, as in /var/lib/machines.
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700);
         for folder in [store.blobs(), store.refs(), store.partials()] {
-            builder.create(&folder).at("create", &folder)?;
+            fs::create_dir_all(&folder).at("create", &folder)?;
+        }
+        for folder in [store.blobs(), store.partials()] {
+            let mode = fs::metadata(&folder).at("read", &folder)?.mode();
+            if mode & 0o077 != 0 {
+                let private = fs::Permissions::from_mode(0o700);
+                fs::set_permissions(&folder, private).at("change", &folder)?;
+            }
         }
         store.sweep();
         Ok(store)
@@ -152,7 +160,7 @@ impl Store {
                 let work = self.work(&key);
                 work.clear();
                 fs::rename(&blob, &work.tree).at("remove", &blob)?;
-                fs::remove_dir_all(&work.tree).at("remove", &work.tree)
+                remove_tree(&work.tree).at("remove", &work.tree)
             }
         }
     }

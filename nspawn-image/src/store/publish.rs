@@ -13,8 +13,8 @@ use crate::image::{Image, ImageKind};
 use crate::options::PullOptions;
 use crate::reference::ImageName;
 use crate::report::{Reporter, Step, StepKind};
-use crate::unpack::Imported;
-use crate::verify::Verified;
+use crate::unpack::{Imported, WorkPaths};
+use crate::verify::{Verification, Verified};
 
 /// Where what is to be published came from, and how it is found again.
 pub(super) struct Origin {
@@ -38,6 +38,12 @@ impl Origin {
     }
 }
 
+/// What is known of the bytes of an image.
+pub(super) struct Known {
+    pub(super) digests: Digests,
+    pub(super) verification: Verification,
+}
+
 impl Store {
     /// Makes an import of verified bytes visible. Its work is removed, whatever comes.
     pub(super) fn publish(
@@ -49,29 +55,52 @@ impl Store {
         reporter: &mut dyn Reporter,
     ) -> Result<Image, ImageError> {
         let work = self.work(&origin.key);
-        let result =
-            imported.and_then(|made| self.publish_made(&made, verified, origin, options, reporter));
+        let known = Known {
+            digests: verified.digests.clone(),
+            verification: verified.verification.clone(),
+        };
+        let result = self.publish_made(known, origin, options, reporter, |_, _| imported);
         work.clear();
         result
     }
 
-    fn publish_made(
+    /// Makes what is not in the store under its digest, and makes it visible.
+    pub(super) fn publish_made(
         &self,
-        imported: &Imported,
-        verified: &Verified,
+        known: Known,
         mut origin: Origin,
         options: &PullOptions,
         reporter: &mut dyn Reporter,
+        make: impl FnOnce(&WorkPaths, &mut dyn Reporter) -> Result<Imported, ImageError>,
     ) -> Result<Image, ImageError> {
-        let digests = &verified.digests;
+        let digests = &known.digests;
         let blob = origin.blob(digests);
-        // Another URL may lead to the same bytes.
+        // Another URL may lead to the same bytes: one process makes them an image.
         let _lock = KeyLock::wait(&self.lock_path(&blob.hex()), &options.cancel, reporter)?;
         // What stands under the digest is complete, whether or not a name led to it so far.
-        let held = lock::share(&self.blob(&blob, imported.kind))?;
-        if held.is_none() {
-            self.move_in(imported, &blob, reporter)?;
+        let mut held = None;
+        let mut done = None;
+        for kind in [ImageKind::Disk, ImageKind::Tree] {
+            let path = self.blob(&blob, kind);
+            if let Some(lock) = lock::share(&path)? {
+                let length = fs::metadata(&path).at("read", &path)?.len();
+                held = Some(lock);
+                done = Some((kind, if kind == ImageKind::Disk { length } else { 0 }));
+                break;
+            }
         }
+        let (kind, virtual_size) = match done {
+            Some(done) => done,
+            None => {
+                let work = self.work(&blob.hex());
+                let imported = make(&work, reporter).and_then(|imported| {
+                    self.move_in(&imported, &blob, reporter).map(|()| imported)
+                });
+                work.clear();
+                let imported = imported?;
+                (imported.kind, imported.virtual_size)
+            }
+        };
         let created = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |time| time.as_secs());
@@ -86,15 +115,15 @@ impl Store {
             source: origin.source,
             key: origin.key,
             validators: origin.validators,
-            kind: imported.kind.into(),
-            virtual_size: imported.virtual_size,
+            kind: kind.into(),
+            virtual_size,
             created,
-            verified: verified.verification.clone(),
+            verified: known.verification,
         };
         record.write(&self.refs(), &origin.name)?;
         let image = self.stored(&origin.name, &record)?;
         drop(held);
-        image.ok_or_else(|| ImageError::Missing(self.blob(&blob, imported.kind)))
+        image.ok_or_else(|| ImageError::Missing(self.blob(&blob, kind)))
     }
 
     /// A derived name never takes the place of another image's.

@@ -43,7 +43,7 @@ impl Store {
             ImageRef::Path(path) => self.pull_path(path, options, reporter),
             ImageRef::Url(url) => self.pull_url(url, options, reporter),
             ImageRef::Name(name) => self.pull_name(name, options, reporter),
-            ImageRef::Oci(_) => Err(ImageError::unsupported(reference, "a container image")),
+            ImageRef::Oci(image) => self.pull_oci(image, options, reporter),
         }
     }
 
@@ -311,7 +311,11 @@ impl Store {
     }
 
     /// What is in the store under this key, where it is the one wanted.
-    fn reuse(&self, key: &str, options: &PullOptions) -> Result<Option<Image>, ImageError> {
+    pub(super) fn reuse(
+        &self,
+        key: &str,
+        options: &PullOptions,
+    ) -> Result<Option<Image>, ImageError> {
         let Some((name, record)) = self.find(key)? else {
             return Ok(None);
         };
@@ -395,7 +399,7 @@ impl Store {
         }
         let mut stem = file_name;
         let ends = [
-            ".qcow2", ".img", ".raw", ".tar", ".gz", ".xz", ".zst", ".bz2", ".tgz", ".txz",
+            ".qcow2", ".img", ".raw", ".tar", ".gz", ".xz", ".zst", ".bz2", ".tgz", ".txz", ".zip",
         ];
         while let Some(shorter) = ends
             .iter()

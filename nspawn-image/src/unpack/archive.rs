@@ -1,14 +1,14 @@
 //! The entries of a tar archive, one after the other, from bytes of any origin.
 //!
-//! Headers and pax records are read by the `tar` crate. How they make an entry is decided here, as that crate reads
-//! extended headers of any length into memory, fills the holes of sparse files with bytes that no limit sees, and
-//! does not know the sparse files of the pax format.
+//! Headers are read by the `tar` crate. How they make an entry is decided here, as that crate reads extended headers
+//! of any length into memory, ends a pax record at the first line feed in it (capabilities are binary), fills the
+//! holes of sparse files with bytes that no limit sees, and does not know the sparse files of the pax format.
 //!
 //! Source: POSIX.1-2017 pax, "ustar Interchange Format"; GNU tar manual, "Storing Sparse Files".
 
 use std::io::{self, Read};
 
-use tar::{EntryType, GnuExtSparseHeader, Header, PaxExtensions};
+use tar::{EntryType, GnuExtSparseHeader, Header};
 
 use super::UnpackError;
 
@@ -189,6 +189,7 @@ impl<R: Read, E: Fn(io::Error) -> UnpackError> Archive<R, E> {
         (long_name, long_link, records): (Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>),
     ) -> Result<Entry, UnpackError> {
         let bad = |error: io::Error| damaged(error.to_string());
+        let old = header.as_old();
         let mut pax = self.global.clone();
         if let Some(records) = records {
             pax.read(&records)?;
@@ -225,15 +226,21 @@ impl<R: Read, E: Fn(io::Error) -> UnpackError> Archive<R, E> {
         let mut entry = Entry {
             kind,
             link,
-            mode: header.mode().map_err(bad)? & 0o7777,
+            mode: or_zero(&old.mode, header.mode())? & 0o7777,
             owner: (
-                pax.owner.0.map_or_else(|| header.uid(), Ok).map_err(bad)?,
-                pax.owner.1.map_or_else(|| header.gid(), Ok).map_err(bad)?,
+                match pax.owner.0 {
+                    Some(uid) => uid,
+                    None => or_zero(&old.uid, header.uid())?,
+                },
+                match pax.owner.1 {
+                    Some(gid) => gid,
+                    None => or_zero(&old.gid, header.gid())?,
+                },
             ),
             // The binary form of a number is signed, though the crate's type is not.
             time: match pax.time {
                 Some(time) => time,
-                None => (header.mtime().map_err(bad)?.cast_signed(), 0),
+                None => (or_zero(&old.mtime, header.mtime())?.cast_signed(), 0),
             },
             device: (0, 0),
             xattrs: pax.xattrs,
@@ -471,6 +478,14 @@ fn fill(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(done)
 }
 
+/// A number of a header; a field that was left blank is zero, as tar(1) takes it.
+fn or_zero<T: Default>(field: &[u8], value: io::Result<T>) -> Result<T, UnpackError> {
+    match value {
+        Err(_) if field.iter().all(|byte| matches!(byte, 0 | b' ')) => Ok(T::default()),
+        other => other.map_err(|error| damaged(error.to_string())),
+    }
+}
+
 /// The sum of all bytes of a header, its own field taken for blanks.
 fn check_sum(header: &Header) -> Result<(), UnpackError> {
     let bytes = header.as_bytes();
@@ -484,11 +499,12 @@ fn check_sum(header: &Header) -> Result<(), UnpackError> {
 }
 
 impl Pax {
-    fn read(&mut self, records: &[u8]) -> Result<(), UnpackError> {
-        for record in PaxExtensions::new(records) {
-            let record = record.map_err(|error| damaged(error.to_string()))?;
-            let value = record.value_bytes();
-            match record.key_bytes() {
+    fn read(&mut self, mut records: &[u8]) -> Result<(), UnpackError> {
+        while !records.is_empty() {
+            let (key, value, rest) =
+                record(records).ok_or_else(|| damaged("a pax record that is none"))?;
+            records = rest;
+            match key {
                 b"path" => self.name = Some(value.to_vec()),
                 b"linkpath" => self.link = Some(value.to_vec()),
                 b"size" => self.size = Some(number(value)?),
@@ -523,6 +539,16 @@ impl Pax {
         }
         Ok(())
     }
+}
+
+/// Splits the first of some records, `LENGTH KEY=VALUE` and a line feed, from the others: the length is that of all.
+fn record(records: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let digits = records.iter().position(|byte| *byte == b' ')?;
+    let length: usize = std::str::from_utf8(&records[..digits]).ok()?.parse().ok()?;
+    let (record, rest) = records.split_at_checked(length)?;
+    let record = record.get(digits + 1..)?.strip_suffix(b"\n")?;
+    let equals = record.iter().position(|byte| *byte == b'=')?;
+    Some((&record[..equals], &record[equals + 1..], rest))
 }
 
 fn number(text: &[u8]) -> Result<u64, UnpackError> {

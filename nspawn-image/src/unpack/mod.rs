@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use archive::{Archive, Entry};
 pub use error::UnpackError;
 pub(crate) use layer::{Whiteouts, add_layer};
-pub(crate) use remove::remove_all;
+pub use remove::remove_tree;
 pub(crate) use stream::Stream;
 pub(crate) use tree::Tree;
 pub use writer::TreeWriter;
@@ -50,7 +50,7 @@ impl WorkPaths {
         for path in [&self.raw, &self.spool] {
             let _ = fs::remove_file(path);
         }
-        let _ = remove_all(&self.tree);
+        let _ = remove_tree(&self.tree);
     }
 }
 
@@ -133,16 +133,7 @@ impl Import<'_> {
     }
 
     fn unpack_error(&self, source: UnpackError) -> ImageError {
-        match source {
-            UnpackError::Cancelled => ImageError::Cancelled,
-            UnpackError::Write { verb, path, source } if crate::error::is_full(&source) => {
-                ImageError::NoSpace { verb, path }
-            }
-            source => ImageError::Unpack {
-                path: PathBuf::from(self.what),
-                source,
-            },
-        }
+        unpack_error(Path::new(self.what), source)
     }
 
     fn create(path: &Path) -> Result<File, ImageError> {
@@ -331,7 +322,7 @@ impl Import<'_> {
                 let spooled =
                     self.spool_entry(&entry, &mut archive, &mut || gauge.read(), &mut step)?;
                 drop(step);
-                let _ = remove_all(&self.work.tree);
+                let _ = remove_tree(&self.work.tree);
                 return self.disk_in_tar(&spooled, reporter);
             }
             only_files &= tree::is_file(entry.kind) || tree::is_root(&entry);
@@ -410,6 +401,20 @@ impl Import<'_> {
             }
             other => Err(self.refuse(other)),
         }
+    }
+}
+
+/// Makes the right error of one of an archive's.
+pub(crate) fn unpack_error(archive: &Path, source: UnpackError) -> ImageError {
+    match source {
+        UnpackError::Cancelled => ImageError::Cancelled,
+        UnpackError::Write { verb, path, source } if crate::error::is_full(&source) => {
+            ImageError::NoSpace { verb, path }
+        }
+        source => ImageError::Unpack {
+            path: archive.to_owned(),
+            source,
+        },
     }
 }
 

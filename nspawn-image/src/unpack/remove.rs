@@ -15,8 +15,13 @@ const FOLDER: OFlags = OFlags::DIRECTORY
     .union(OFlags::CLOEXEC)
     .union(OFlags::RDONLY);
 
-/// Removes what stands at `path`, a folder with all that is in it; links are never followed. Nothing there is no error.
-pub(crate) fn remove_all(path: &Path) -> std::io::Result<()> {
+/// Removes what stands at `path`, a folder with all that is in it, however deep; links are never followed. Nothing there
+/// is no error.
+///
+/// # Errors
+///
+/// What the system answers; what was removed by then stays so.
+pub fn remove_tree(path: &Path) -> std::io::Result<()> {
     let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(std::io::ErrorKind::InvalidInput.into());
     };
@@ -33,7 +38,7 @@ pub(crate) fn remove_all(path: &Path) -> std::io::Result<()> {
     Ok(remove_at(&above, name)?)
 }
 
-/// As [`remove_all`], of `name` in an open folder.
+/// As [`remove_tree`], of `name` in an open folder.
 pub(super) fn remove_at(above: &OwnedFd, name: impl rustix::path::Arg + Copy) -> Result<()> {
     match rustix::fs::unlinkat(above, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
@@ -173,10 +178,10 @@ mod tests {
         fs::create_dir(top.join("closed")).unwrap();
         fs::write(top.join("closed/file"), "x").unwrap();
         fs::set_permissions(top.join("closed"), fs::Permissions::from_mode(0)).unwrap();
-        remove_all(&top).unwrap();
+        remove_tree(&top).unwrap();
         assert!(!top.exists());
         assert!(outside.join("kept").exists());
-        remove_all(&top).unwrap();
-        remove_all(&dir.path().join("no/such")).unwrap();
+        remove_tree(&top).unwrap();
+        remove_tree(&dir.path().join("no/such")).unwrap();
     }
 }

@@ -178,3 +178,230 @@ fn root_devices_and_capabilities_are_kept() {
     );
     assert_eq!((null.uid(), null.gid()), (12, 34));
 }
+
+fn message(result: Result<(), UnpackError>) -> String {
+    let error = result.unwrap_err();
+    let source = std::error::Error::source(&error).map(ToString::to_string);
+    format!("{error}: {}", source.unwrap_or_default())
+}
+
+/// An entry with pax records in front.
+fn with_pax(
+    builder: &mut Builder<Vec<u8>>,
+    records: &[(&str, &[u8])],
+    mut header: Header,
+    path: &str,
+) {
+    builder
+        .append_pax_extensions(records.iter().copied())
+        .unwrap();
+    builder.append_data(&mut header, path, &b""[..]).unwrap();
+}
+
+#[test]
+fn names_that_cannot_be_are_refused() {
+    let long = "x/".repeat(2100);
+    let part = "y".repeat(256);
+    for (value, reason) in [
+        (&b"a\0b"[..], "NUL byte"),
+        (long.as_bytes(), "longer than 4095 bytes"),
+        (part.as_bytes(), "longer than 255 bytes"),
+        (b"a/../b", "leads out"),
+        (b"//etc/x", "is absolute"),
+    ] {
+        let mut builder = Builder::new(Vec::new());
+        with_pax(
+            &mut builder,
+            &[("path", value)],
+            header(EntryType::Regular, 0, 0o644),
+            "short",
+        );
+        let (dir, result) = unpack(builder.into_inner().unwrap());
+        let error = message(result);
+        assert!(error.contains(reason), "{error}");
+        assert!(error.len() < 5000);
+        assert_eq!(fs::read_dir(dir.path().join("tree")).unwrap().count(), 0);
+    }
+    for kind in [EntryType::Symlink, EntryType::Link] {
+        for target in [&b""[..], b"a\0b"] {
+            let mut builder = Builder::new(Vec::new());
+            with_pax(
+                &mut builder,
+                &[("linkpath", target)],
+                header(kind, 0, 0o644),
+                "link",
+            );
+            let (_dir, result) = unpack(builder.into_inner().unwrap());
+            assert!(
+                matches!(result, Err(UnpackError::Entry { .. })),
+                "{result:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_tree_as_deep_as_a_path_can_name_is_made_and_removed() {
+    let deep = "d/".repeat(2000);
+    let mut builder = Builder::new(Vec::new());
+    for turn in 0..3 {
+        // Through a link, three times as deep as any path.
+        let path = if turn == 0 {
+            deep.clone()
+        } else {
+            format!("link{}/{deep}", turn - 1)
+        };
+        with_pax(
+            &mut builder,
+            &[("path", path.as_bytes())],
+            header(EntryType::Directory, 0, 0o755),
+            "x",
+        );
+        let name = format!("link{turn}");
+        let target = format!("/{}", path.trim_end_matches('/'));
+        let link = header(EntryType::Symlink, 0, 0o777);
+        with_pax(
+            &mut builder,
+            &[("linkpath", target.as_bytes())],
+            link,
+            &name,
+        );
+    }
+    let (dir, result) = unpack(builder.into_inner().unwrap());
+    result.unwrap();
+    remove::remove_tree(&dir.path().join("tree")).unwrap();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn what_stands_in_the_way_is_replaced() {
+    let mut builder = Builder::new(Vec::new());
+    let mut add = |kind: EntryType, path: &str, data: &[u8]| {
+        let mut header = header(kind, data.len() as u64, 0o644);
+        builder.append_data(&mut header, path, data).unwrap();
+    };
+    add(EntryType::Directory, "a/", b"");
+    add(EntryType::Regular, "a/in", b"old");
+    add(EntryType::Regular, "a", b"a file now");
+    add(EntryType::Regular, "b", b"old");
+    add(EntryType::Directory, "b/", b"");
+    add(EntryType::Regular, "b/in", b"a folder now");
+    add(EntryType::Directory, "c/", b"");
+    add(EntryType::Regular, "c/in", b"old");
+    let mut link = header(EntryType::Symlink, 0, 0o777);
+    builder.append_link(&mut link, "c", "b").unwrap();
+    // Lands in b: the folder that was opened for c before is not used again.
+    let mut file = header(EntryType::Regular, 3, 0o644);
+    builder
+        .append_data(&mut file, "c/new", &b"new"[..])
+        .unwrap();
+    let mut own = header(EntryType::Link, 0, 0o644);
+    builder.append_link(&mut own, "c/in", "b/in").unwrap();
+    let (dir, result) = unpack(builder.into_inner().unwrap());
+    result.unwrap();
+    let tree = dir.path().join("tree");
+    let read = |name: &str| fs::read_to_string(tree.join(name)).unwrap();
+    assert_eq!(
+        (read("a"), read("b/in")),
+        ("a file now".into(), "a folder now".into())
+    );
+    assert_eq!(fs::read_link(tree.join("c")).unwrap(), Path::new("b"));
+    assert_eq!(read("b/new"), "new");
+}
+
+#[test]
+fn limits_hold_for_all_that_is_made() {
+    let archive = |paths: &[&str], size: usize| {
+        let mut builder = Builder::new(Vec::new());
+        for path in paths {
+            let mut header = header(EntryType::Regular, size as u64, 0o644);
+            builder
+                .append_data(&mut header, path, &vec![1; size][..])
+                .unwrap();
+        }
+        builder.into_inner().unwrap()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        entries: 4,
+        unpacked: 1000,
+        ..Limits::default()
+    };
+    let run = |name: &str, archive: Vec<u8>| {
+        let mut tree = crate::TreeWriter::create(dir.path().join(name), &limits).unwrap();
+        tree.add_archive(&archive[..])
+    };
+    run("fits", archive(&["a", "b", "c", "d"], 250)).unwrap();
+    let error = run("many", archive(&["a", "b", "c", "d", "e"], 0)).unwrap_err();
+    assert!(
+        matches!(error, UnpackError::Entries { limit: 4 }),
+        "{error}"
+    );
+    let error = run("implied", archive(&["a/b/c/d/e"], 0)).unwrap_err();
+    assert!(
+        matches!(error, UnpackError::Entries { limit: 4 }),
+        "{error}"
+    );
+    let error = run("large", archive(&["a", "b"], 501)).unwrap_err();
+    assert!(
+        matches!(error, UnpackError::TooLarge { limit: 1000 }),
+        "{error}"
+    );
+}
+
+#[test]
+#[ignore = "needs root"]
+fn root_no_attribute_that_the_host_acts_on_is_kept() {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "needs root: run `cargo xtask test` as root"
+    );
+    let records: &[(&str, &[u8])] = &[
+        ("SCHILY.xattr.user.kept", b"yes"),
+        ("SCHILY.xattr.user.overlay.opaque", b"y"),
+        ("SCHILY.xattr.trusted.overlay.redirect", b"/etc"),
+        ("SCHILY.xattr.trusted.other", b"x"),
+        ("SCHILY.xattr.security.selinux", b"x"),
+        ("SCHILY.xattr.security.ima", b"x"),
+    ];
+    let mut builder = Builder::new(Vec::new());
+    with_pax(
+        &mut builder,
+        records,
+        header(EntryType::Regular, 0, 0o644),
+        "file",
+    );
+    with_pax(
+        &mut builder,
+        records,
+        header(EntryType::Directory, 0, 0o755),
+        "folder/",
+    );
+    with_pax(
+        &mut builder,
+        records,
+        header(EntryType::Fifo, 0, 0o600),
+        "fifo",
+    );
+    let mut whiteout = header(EntryType::Char, 0, 0o600);
+    whiteout.set_device_major(0).unwrap();
+    whiteout.set_device_minor(0).unwrap();
+    builder
+        .append_data(&mut whiteout, "whiteout", &b""[..])
+        .unwrap();
+    let (dir, result) = unpack(builder.into_inner().unwrap());
+    result.unwrap();
+    let tree = dir.path().join("tree");
+    assert!(!tree.join("whiteout").exists());
+    for name in ["file", "folder"] {
+        let mut names = [0; 1024];
+        let count = rustix::fs::listxattr(tree.join(name), &mut names[..]).unwrap();
+        let text = String::from_utf8_lossy(&names[..count]).into_owned();
+        assert!(text.contains("user.kept"), "{name}: {text}");
+        assert!(
+            !text.contains("overlay") && !text.contains("trusted"),
+            "{name}: {text}"
+        );
+        assert!(!text.contains("ima"), "{name}: {text}");
+    }
+}

@@ -2,10 +2,12 @@
 
 mod list;
 mod pull;
+mod registry;
 mod remove;
 
 use clap::{Args, Subcommand};
 use nspawn_image::ImageRef;
+pub(crate) use registry::RegistryOptions;
 
 use crate::error::CommandError;
 use crate::options::Global;
@@ -38,10 +40,12 @@ pub(crate) fn run(args: &ImageArgs, global: &Global, out: &mut Output) -> Result
 
 /// The proxy that the environment names for a URL, as curl(1) reads it.
 pub(crate) fn proxy(reference: &ImageRef) -> Option<String> {
-    let ImageRef::Url(url) = reference else {
-        return None;
+    let (host, secure) = match reference {
+        ImageRef::Url(url) => (url.host(), url.to_string().starts_with("https:")),
+        // one on this host is asked directly
+        ImageRef::Oci(image) if !image.is_loopback() => (image.host(), true),
+        _ => return None,
     };
-    let host = url.host();
     let get = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let exempt = get("no_proxy")
         .or_else(|| get("NO_PROXY"))
@@ -55,7 +59,6 @@ pub(crate) fn proxy(reference: &ImageRef) -> Option<String> {
         return None;
     }
     // upper-case HTTP_PROXY is not read: a web server sets it from a request's header
-    let secure = url.to_string().starts_with("https:");
     let by_scheme = if secure {
         get("https_proxy").or_else(|| get("HTTPS_PROXY"))
     } else {

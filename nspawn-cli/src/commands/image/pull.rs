@@ -3,6 +3,7 @@
 use clap::Args;
 use nspawn_image::{Cancel, Digest, ImageName, ImageRef, PullOptions};
 
+use super::RegistryOptions;
 use crate::error::CommandError;
 use crate::options::Global;
 use crate::output::Output;
@@ -10,19 +11,26 @@ use crate::progress::Progress;
 use crate::signals;
 
 /// Bring an image into the store, and print its path
+///
+/// An image is a raw or qcow2 disk, or an OS tree in a tar: alone, inside gzip, xz, zstd or bzip2, or as the one disk in
+/// a tar or zip archive. `oci:` before a name such as oci:debian:12 or oci:ghcr.io/OWNER/NAME@sha256:HEX means a
+/// container image, whose layers become an OS tree; credentials are read where docker and podman write them, from
+/// $REGISTRY_AUTH_FILE, $DOCKER_CONFIG/config.json, $XDG_RUNTIME_DIR/containers/auth.json and the home folder.
 #[derive(Args, Debug)]
 pub(crate) struct PullArgs {
-    /// An http(s) URL, or a file on this host
+    /// An http(s) URL, a file on this host, or a container image as oci:NAME[:TAG]
     image: ImageRef,
     /// The image's name in the store
     #[arg(long, value_name = "NAME")]
     name: Option<ImageName>,
-    /// What the image's bytes must hash to: sha256:HEX or sha512:HEX
+    /// What the image's bytes, or a container image's manifest, must hash to: sha256:HEX or sha512:HEX
     #[arg(long, value_name = "DIGEST")]
     checksum: Option<Digest>,
     /// Ask the server whether a stored image is still current
     #[arg(long)]
     refresh: bool,
+    #[command(flatten)]
+    registry: RegistryOptions,
 }
 
 /// Runs the command.
@@ -32,6 +40,7 @@ pub(crate) fn run(args: &PullArgs, global: &Global, out: &mut Output) -> Result<
     options.checksum = args.checksum;
     options.refresh = args.refresh;
     options.proxy = super::proxy(&args.image);
+    args.registry.apply(&args.image, &mut options);
     options.cancel = Cancel::default();
     signals::watch(options.cancel.clone(), |_| {})?;
     let mut progress = Progress::new(global.quiet);

@@ -11,6 +11,7 @@ use clap::Args;
 use nspawn_core::{Machine, MachineError, MachineName, Phase, UnitName, UnitResult};
 use nspawn_image::{Cancel, Digest, ImageRef};
 
+use crate::commands::image::RegistryOptions;
 use crate::commands::monitor::journal_file;
 use crate::error::{CommandError, Kind};
 use crate::launch::{Launched, Order, launch};
@@ -59,16 +60,18 @@ pub(crate) struct UnitArgs {
 /// Where the image comes from.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ImageOptions {
-    /// `host` (this host's own /usr), a file or folder, an http(s) URL, or the name of an image in the store or in
-    /// /var/lib/machines
+    /// `host` (this host's own /usr), a file or folder, an http(s) URL, a container image as oci:NAME[:TAG], or the name
+    /// of an image in the store or in /var/lib/machines
     #[arg(long, short, value_name = "IMAGE", default_value = "host")]
     image: ImageRef,
-    /// What the image's bytes must hash to: sha256:HEX or sha512:HEX
+    /// What the image's bytes, or a container image's manifest, must hash to: sha256:HEX or sha512:HEX
     #[arg(long, value_name = "DIGEST")]
     checksum: Option<Digest>,
     /// Ask the server whether a stored image is still current
     #[arg(long)]
     refresh: bool,
+    #[command(flatten)]
+    registry: RegistryOptions,
 }
 
 /// Runs the command and returns the exit status.

@@ -15,6 +15,7 @@ impl ImageOptions {
         options.checksum = self.checksum;
         options.refresh = self.refresh;
         options.cancel = cancel.clone();
+        self.registry.apply(&self.image, &mut options);
         options.proxy = crate::commands::image::proxy(&self.image);
         options
     }
