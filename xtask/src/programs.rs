@@ -97,6 +97,7 @@ const TEST: &[Program] = &[
     Program::new(&["gzip"], ["gzip", "gzip", "gzip", "gzip"]),
     Program::new(&["xz"], ["xz-utils", "xz", "xz", "xz"]),
     Program::new(&["zstd"], ["zstd", "zstd", "zstd", "zstd"]),
+    Program::new(&["gpg"], ["gnupg", "gnupg2", "gnupg", "gpg2"]),
     // libFuzzer is C++.
     Program::new(
         &["c++", "g++", "clang++"],

@@ -127,7 +127,7 @@ impl Lookup<'_> {
         let files = self.checksum_files();
         let mut places = files.clone();
         if wants_signature {
-            places.extend(self.image.with_ends(&["sig", "asc", "gpg"]));
+            places.extend(self.image.with_ends(&SIGNATURE));
         }
         let mut answers = self.fetch(places, ChecksumFile::LIMIT)?;
         let beside_image = answers.split_off(files.len());
@@ -433,7 +433,7 @@ impl Lookup<'_> {
             (None, None) => format!("beside it is none of {}", misses.tried.join(", ")),
         };
         self.reporter.notice(&format!(
-            "{url} was not verified: {found}; give its digest with --checksum, or name its checksum file with \
+            "{url} cannot be verified: {found}; give its digest with --checksum, or name its checksum file with \
              --checksum-file"
         ));
     }

@@ -1,10 +1,10 @@
 //! `nspawn-run image pull`
 
 use clap::Args;
-use nspawn_image::{Cancel, Digest, ImageName, ImageRef, PullOptions};
+use nspawn_image::{Cancel, ImageName, ImageRef, PullOptions};
 
 use crate::error::CommandError;
-use crate::options::Global;
+use crate::options::{Global, VerifyArgs};
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::signals;
@@ -17,9 +17,8 @@ pub(crate) struct PullArgs {
     /// The image's name in the store
     #[arg(long, value_name = "NAME")]
     name: Option<ImageName>,
-    /// What the image's bytes must hash to: sha256:HEX or sha512:HEX
-    #[arg(long, value_name = "DIGEST")]
-    checksum: Option<Digest>,
+    #[command(flatten)]
+    verify: VerifyArgs,
     /// Ask the server whether a stored image is still current
     #[arg(long)]
     refresh: bool,
@@ -29,7 +28,7 @@ pub(crate) struct PullArgs {
 pub(crate) fn run(args: &PullArgs, global: &Global, out: &mut Output) -> Result<(), CommandError> {
     let mut options = PullOptions::default();
     options.name.clone_from(&args.name);
-    options.checksum = args.checksum;
+    args.verify.apply(&mut options);
     options.refresh = args.refresh;
     options.proxy = super::proxy(&args.image);
     options.cancel = Cancel::default();

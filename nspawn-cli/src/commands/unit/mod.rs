@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use nspawn_core::{Machine, MachineError, MachineName, Phase, UnitName, UnitResult};
-use nspawn_image::{Cancel, Digest, ImageRef};
+use nspawn_image::{Cancel, ImageRef};
 
 use crate::commands::monitor::journal_file;
 use crate::error::{CommandError, Kind};
 use crate::launch::{Launched, Order, launch};
-use crate::options::Global;
+use crate::options::{Global, VerifyArgs};
 use crate::output::{Output, last_lines, written};
 use crate::progress::Progress;
 use crate::signals;
@@ -63,9 +63,8 @@ pub(crate) struct ImageOptions {
     /// /var/lib/machines
     #[arg(long, short, value_name = "IMAGE", default_value = "host")]
     image: ImageRef,
-    /// What the image's bytes must hash to: sha256:HEX or sha512:HEX
-    #[arg(long, value_name = "DIGEST")]
-    checksum: Option<Digest>,
+    #[command(flatten)]
+    verify: VerifyArgs,
     /// Ask the server whether a stored image is still current
     #[arg(long)]
     refresh: bool,

@@ -12,7 +12,7 @@ impl ImageOptions {
     /// The library's options.
     pub(crate) fn pull_options(&self, cancel: &Cancel) -> PullOptions {
         let mut options = PullOptions::default();
-        options.checksum = self.checksum;
+        self.verify.apply(&mut options);
         options.refresh = self.refresh;
         options.cancel = cancel.clone();
         options.proxy = crate::commands::image::proxy(&self.image);
@@ -33,12 +33,9 @@ pub(super) fn prepare(
     progress: &mut Progress,
 ) -> Result<(Rootfs, Option<Image>), CommandError> {
     if *options.reference() == ImageRef::Host {
-        if options.checksum.is_some() {
-            return Err(CommandError::new(
-                Kind::Usage,
-                "image `host` has no bytes to compare with --checksum",
-            )
-            .hint("name an image with --image"));
+        if let Some(option) = options.verify.wants_bytes() {
+            let message = format!("image `host` has no bytes to compare with {option}");
+            return Err(CommandError::new(Kind::Usage, message).hint("name an image with --image"));
         }
         return Ok((Rootfs::Host, None));
     }
