@@ -275,7 +275,7 @@ fn fedora_clear_signs_a_file_of_another_name() {
     let fingerprint = publisher.gpg.key("fedora", &[]);
     let keyring = publisher.gpg.export("fedora", true);
     let text = format!(
-        "# {name}: {} bytes\nSHA256 ({name}) = {}\n- a line with a dash\n",
+        "# {name}: {} bytes\nSHA256 ({name}) = {}\n- a line with a dash\nand white space \t\n\n",
         disk().len(),
         sha256(&disk())
     );
@@ -289,14 +289,13 @@ fn fedora_clear_signs_a_file_of_another_name() {
     let expected = format!("checksum by {}", publisher.url(file));
     assert_eq!(verified.unwrap(), expected);
 
-    // a line put before the signed text is not a signed one
+    // a line put before or after the signed text is not a signed one
     let other = sha256(b"other");
-    let mut added = format!("SHA256 ({name}) = {other}\n").into_bytes();
-    added.extend(&signed);
-    publisher.put(file, &added);
-    let (result, _) = publisher.pull(name, Verify::Signature, &[&keyring]);
-    let error = problem(result);
-    assert!(matches!(error, VerifyError::Malformed { .. }), "{error}");
+    let line = format!("SHA256 ({name}) = {other}\n").into_bytes();
+    let around = [line.as_slice(), &signed, &line].concat();
+    publisher.put(file, &around);
+    let (verified, _) = publisher.pull(name, Verify::Signature, &[&keyring]);
+    assert!(verified.unwrap().contains(&fingerprint));
 
     // and a signed line that was changed is none
     let tampered = String::from_utf8(signed).unwrap();
@@ -466,7 +465,21 @@ fn a_key_that_is_not_here() {
     fs::write(&path, both).unwrap();
     let (verified, _) = publisher.pull(NAME, Verify::Signature, &[&path]);
     assert!(verified.unwrap().starts_with("signature by "));
-    // GnuPG's own keyring is not one to give, and neither is a text
+    // a keyring as systemd ships it was one of GnuPG's own, with its notes between the keys
+    let ring = publisher.dir.path().join("ring.gpg");
+    let option = format!("--keyring=gnupg-ring:{}", ring.display());
+    for keys in [&friend, &stranger] {
+        let keys = keys.to_str().unwrap();
+        let import = ["--no-default-keyring", &option, "--import", keys];
+        publisher.gpg.run(&import, b"");
+    }
+    assert!(
+        packets(&fs::read(&ring).unwrap()).len() > 6,
+        "it has trust packets"
+    );
+    let (verified, _) = publisher.pull(NAME, Verify::Signature, &[&ring]);
+    assert!(verified.unwrap().starts_with("signature by "));
+    // GnuPG's newer kind of keyring is not one to give, and neither is a text
     for (keyring, reason) in [
         (publisher.gpg.home.path().join("pubring.kbx"), "keybox"),
         (publisher.gpg.home.path().join("text"), "no public key"),
@@ -510,6 +523,18 @@ fn a_tampered_checksum_file_is_refused() {
     let (verified, notices) = publisher.pull(NAME, Verify::Auto, &[&keyring]);
     assert!(verified.unwrap().starts_with("checksum by "));
     assert_eq!(notices, Vec::<String>::new());
+    // nothing that a server sends takes long to refuse
+    let signed = publisher.gpg.clear("ubuntu", &sums);
+    let signed = String::from_utf8(signed).unwrap();
+    let padding = "\n".repeat((4 << 20) - 2 * signed.len());
+    let endless = signed.replace(&sums, &format!("{tampered}{padding}"));
+    publisher.put("SHA256SUMS", endless.as_bytes());
+    let started = std::time::Instant::now();
+    let (result, _) = publisher.pull(NAME, Verify::Signature, &[&keyring]);
+    let error = problem(result);
+    assert!(matches!(error, VerifyError::BadSignature { .. }), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(20));
+    publisher.put("SHA256SUMS", tampered.as_bytes());
     // and one that is cut is no good one
     publisher.put("SHA256SUMS.gpg", &signature[..signature.len() / 2]);
     let (result, _) = publisher.pull(NAME, Verify::Signature, &[&keyring]);
