@@ -14,7 +14,7 @@ use nspawn_image::{
     DownloadReason, ErrorKind, Image, ImageError, PullOptions, Reporter, Store, Verify, VerifyError,
 };
 use sha2::Digest as _;
-use support::{Behaviour, Content, Server, disk};
+use support::{Behaviour, Server, disk};
 
 const NAME: &str = "debian-12-generic-amd64.raw";
 /// Within the life of every key made with `OLD` that expires.
@@ -162,13 +162,30 @@ impl Publisher {
     }
 
     fn put(&self, name: &str, bytes: &[u8]) {
-        self.set(name, Content::Bytes(Arc::new(bytes.to_vec())));
+        self.set(
+            name,
+            Behaviour {
+                body: Arc::new(bytes.to_vec()),
+                ..Behaviour::default()
+            },
+        );
     }
 
-    fn set(&self, name: &str, content: Content) {
+    /// Answers with nothing but a status.
+    fn fail(&self, name: &str, status: u16) {
+        self.set(
+            name,
+            Behaviour {
+                status: Some(status),
+                ..Behaviour::default()
+            },
+        );
+    }
+
+    fn set(&self, name: &str, at_path: Behaviour) {
         self.server.change(|behaviour| {
             let files = behaviour.files.as_mut().unwrap();
-            files.insert(format!("cloud/{name}"), content);
+            files.insert(format!("cloud/{name}"), at_path);
         });
     }
 
@@ -808,7 +825,7 @@ fn a_digest_that_is_given_is_enough() {
 #[test]
 fn a_server_that_fails_is_no_proof_of_absence() {
     let publisher = Publisher::of(NAME);
-    publisher.set("SHA256SUMS", Content::Status(503));
+    publisher.fail("SHA256SUMS", 503);
     for verify in [Verify::Checksum, Verify::Signature] {
         let (result, _) = publisher.pull(NAME, verify, &[]);
         let error = result.unwrap_err();
@@ -828,7 +845,7 @@ fn a_server_that_fails_is_no_proof_of_absence() {
     assert!(verified.unwrap().starts_with("checksum by "));
     assert_eq!(notices, Vec::<String>::new());
     // a signature that cannot be had is a notice, and an error where one is wanted
-    publisher.set("SHA512SUMS.gpg", Content::Status(500));
+    publisher.fail("SHA512SUMS.gpg", 500);
     let (verified, notices) = publisher.pull(NAME, Verify::Auto, &[]);
     assert!(verified.unwrap().starts_with("checksum by "));
     assert!(notices[0].contains("HTTP 500"), "{notices:?}");
@@ -839,7 +856,7 @@ fn a_server_that_fails_is_no_proof_of_absence() {
     publisher.put(other, &disk());
     let forbidden = ["SHA512SUMS", "SHA256SUMS", "CHECKSUM"];
     for name in forbidden {
-        publisher.set(name, Content::Status(403));
+        publisher.fail(name, 403);
     }
     let (result, _) = publisher.pull(other, Verify::Checksum, &[]);
     let error = problem(result);
