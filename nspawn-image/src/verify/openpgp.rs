@@ -6,6 +6,7 @@
 //!
 //! Source: RFC 9580, 5.2 (signatures), 10.1 (keys and what binds their parts); gpgv(1).
 
+use std::cmp::Reverse;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -115,16 +116,16 @@ impl Keyring {
         let file = &signatures.file;
         first_good(signatures, |signature| {
             let parts = self.parts(signature, file)?;
-            let good = parts.iter().find(|part| part.verifies(signature, data()));
-            let Some(part) = good else {
-                let key = parts.first().map(Part::fingerprint).unwrap_or_default();
-                return Err(VerifyError::BadSignature {
-                    file: file.clone(),
-                    key,
-                });
-            };
-            self.judge(part, signature, file)?;
-            Ok(part.fingerprint())
+            // The same key may stand in two keyrings, and be renewed in one of them.
+            let tried = parts.iter().map(|part| {
+                let key = part.fingerprint();
+                if !part.verifies(signature, data()) {
+                    let file = file.clone();
+                    return Err(VerifyError::BadSignature { file, key });
+                }
+                self.judge(part, signature, file).map(|()| key)
+            });
+            first(tried, file)
         })
     }
 
@@ -292,13 +293,23 @@ fn primary_standing(key: &SignedPublicKey, now: u64, signs: bool) -> Standing {
             .into_iter()
             .filter(move |signature| created(signature) > revoked)
     });
-    let Some(newest) = newest(direct.chain(users), now) else {
+    // Either kind may leave out what the other says: version 6 keys have it in the one, older keys in the other.
+    let mut says: Vec<&Signature> = [newest(direct, now), newest(users, now)]
+        .into_iter()
+        .flatten()
+        .collect();
+    if says.is_empty() {
         return Standing::Unfit("its owner has not signed");
-    };
-    if key_has_expired(primary.created_at().as_secs(), newest, now) {
+    }
+    says.sort_by_key(|signature| Reverse(created(signature)));
+    let expires = says
+        .iter()
+        .find(|signature| signature.key_expiration_time().is_some());
+    if expires.is_some_and(|says| key_has_expired(primary.created_at().as_secs(), says, now)) {
         return Standing::Expired;
     }
-    if signs && !may_sign(newest) {
+    let use_of_it = says.iter().find(|signature| says_use(signature));
+    if signs && use_of_it.is_some_and(|says| !may_sign(says)) {
         return Standing::Unfit("is not meant to sign");
     }
     Standing::Good
@@ -364,12 +375,14 @@ fn key_has_expired(created: u32, says: &Signature, now: u64) -> bool {
 
 /// A key whose owner says nothing of its use may sign. Source: RFC 9580, 5.2.3.29.
 fn may_sign(says: &Signature) -> bool {
-    let mut subpackets = says
-        .config()
-        .into_iter()
-        .flat_map(|config| config.hashed_subpackets());
-    let is_said = subpackets.any(|subpacket| matches!(subpacket.data, SubpacketData::KeyFlags(_)));
-    !is_said || says.key_flags().sign()
+    !says_use(says) || says.key_flags().sign()
+}
+
+fn says_use(signature: &Signature) -> bool {
+    let subpackets = signature.config().into_iter();
+    subpackets
+        .flat_map(|config| config.hashed_subpackets())
+        .any(|subpacket| matches!(subpacket.data, SubpacketData::KeyFlags(_)))
 }
 
 fn is_strong(hash: HashAlgorithm) -> bool {
