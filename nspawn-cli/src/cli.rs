@@ -29,7 +29,7 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    Unit(commands::unit::UnitArgs),
+    Unit(Box<commands::unit::UnitArgs>),
     #[command(visible_alias = "ls")]
     List(commands::list::ListArgs),
     Status(commands::status::StatusArgs),

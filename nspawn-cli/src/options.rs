@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use nspawn_core::{Dirs, Host, MachineName};
-use nspawn_image::Store;
+use nspawn_image::{ChecksumSource, Digest, PullOptions, Store, Verify};
 
 use crate::error::{CommandError, Kind};
 
@@ -60,6 +60,70 @@ impl Global {
     /// The image store.
     pub(crate) fn store(&self) -> Result<Store, CommandError> {
         Ok(Store::open(self.dirs()?.state.join("images"))?)
+    }
+}
+
+/// What must be known of an image's bytes before they are used.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct VerifyArgs {
+    /// What the image's bytes, or a container image's manifest, must hash to: sha256:HEX or sha512:HEX
+    #[arg(long, value_name = "DIGEST")]
+    pub(crate) checksum: Option<Digest>,
+    /// What must be known of the image's bytes besides --checksum
+    ///
+    /// Checksum files and signatures are looked for beside the image, under the names that distributions use:
+    /// SHA512SUMS, SHA256SUMS, CHECKSUM, IMAGE.sha256 and the like, Fedora's *-CHECKSUM; .gpg, .asc, .sig and .sign of
+    /// these or of the image; a clear-signed file needs none
+    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+    verify: VerifyMode,
+    /// The publisher's checksum file, a URL or a path, where it does not stand beside the image under a usual name; it
+    /// must list the image
+    #[arg(long, value_name = "URL|PATH")]
+    checksum_file: Option<ChecksumSource>,
+    /// A file of OpenPGP public keys that may sign images, binary or armoured; may be given more than once [default:
+    /// import-pubring.gpg and .pgp in /etc/systemd and /usr/lib/systemd]
+    #[arg(long, value_name = "FILE")]
+    keyring: Vec<PathBuf>,
+}
+
+/// The library's [`Verify`], with what the help says of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum VerifyMode {
+    /// Check what the publisher offers, and say where that is nothing
+    #[default]
+    Auto,
+    /// Require a checksum: --checksum or a checksum file
+    Checksum,
+    /// Require a good signature of a checksum file or of the image
+    Signature,
+    /// Check nothing but --checksum
+    No,
+}
+
+impl VerifyArgs {
+    /// Sets the library's options.
+    pub(crate) fn apply(&self, options: &mut PullOptions) {
+        options.checksum = self.checksum;
+        options.verify = match self.verify {
+            VerifyMode::Auto => Verify::Auto,
+            VerifyMode::Checksum => Verify::Checksum,
+            VerifyMode::Signature => Verify::Signature,
+            VerifyMode::No => Verify::No,
+        };
+        options.checksum_file.clone_from(&self.checksum_file);
+        options.keyrings.clone_from(&self.keyring);
+    }
+
+    /// The option that asks for bytes to compare, where one was given.
+    pub(crate) fn wants_bytes(&self) -> Option<&'static str> {
+        let requires = matches!(self.verify, VerifyMode::Checksum | VerifyMode::Signature);
+        if self.checksum.is_some() {
+            Some("--checksum")
+        } else if self.checksum_file.is_some() {
+            Some("--checksum-file")
+        } else {
+            requires.then_some("--verify")
+        }
     }
 }
 

@@ -107,6 +107,7 @@ const TEST: &[Program] = &[
         ],
     ),
     Program::new(&["zstd"], ["zstd", "zstd", "zstd", "zstd"]),
+    Program::new(&["gpg"], ["gnupg", "gnupg2", "gnupg", "gpg2"]),
     // libFuzzer is C++.
     Program::new(
         &["c++", "g++", "clang++"],

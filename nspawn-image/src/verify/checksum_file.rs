@@ -72,9 +72,9 @@ impl ChecksumFile {
         // A name in another encoding is not found, and harms no other line.
         let text = String::from_utf8_lossy(bytes);
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-        let entries: Vec<ChecksumEntry> = match signed_lines(text) {
+        let entries: Vec<ChecksumEntry> = match ClearText::find(text) {
             None => text.lines().filter_map(entry).collect(),
-            Some(lines) => lines?.filter_map(entry).collect(),
+            Some(signed) => signed?.lines().filter_map(entry).collect(),
         };
         if entries.is_empty() {
             return Err(ChecksumFileError::NoChecksum);
@@ -144,19 +144,45 @@ impl ChecksumFile {
     }
 }
 
-/// The lines of a clear-signed text without their dash escapes; `None` where nothing is clear-signed.
-fn signed_lines(text: &str) -> Option<Result<impl Iterator<Item = &str>, ChecksumFileError>> {
-    let mut lines = text.lines();
-    lines.find(|line| line.trim_end() == "-----BEGIN PGP SIGNED MESSAGE-----")?;
-    // The armour's own headers end with an empty line.
-    lines.find(|line| line.trim_end().is_empty());
-    let is_end = |line: &&str| line.trim_end() == "-----BEGIN PGP SIGNATURE-----";
-    if !lines.clone().any(|line| is_end(&line)) {
-        return Some(Err(ChecksumFileError::CutShort));
+/// The parts of a clear-signed text.
+#[derive(Debug)]
+pub(super) struct ClearText<'a> {
+    /// The lines that are signed, with their dash escapes.
+    body: &'a str,
+    /// The signature's armour and what follows it.
+    pub(super) armour: &'a str,
+}
+
+impl<'a> ClearText<'a> {
+    /// Finds the first clear-signed text, whatever stands before it; `None` where nothing is clear-signed.
+    pub(super) fn find(text: &'a str) -> Option<Result<Self, ChecksumFileError>> {
+        let mut at = 0;
+        let mut body = None;
+        let mut in_headers = false;
+        for line in text.split_inclusive('\n') {
+            let next = at + line.len();
+            match (line.trim_end(), body) {
+                ("-----BEGIN PGP SIGNED MESSAGE-----", None) => in_headers = true,
+                // The armour's own headers end with an empty line.
+                ("", None) if in_headers => body = Some(next),
+                ("-----BEGIN PGP SIGNATURE-----", Some(start)) => {
+                    return Some(Ok(Self {
+                        body: &text[start..at],
+                        armour: &text[at..],
+                    }));
+                }
+                _ => {}
+            }
+            at = next;
+        }
+        in_headers.then_some(Err(ChecksumFileError::CutShort))
     }
-    Some(Ok(lines
-        .take_while(move |line| !is_end(line))
-        .map(|line| line.strip_prefix("- ").unwrap_or(line))))
+
+    /// The lines that are signed, without their dash escapes.
+    pub(super) fn lines(&self) -> impl Iterator<Item = &'a str> {
+        let lines = self.body.lines();
+        lines.map(|line| line.strip_prefix("- ").unwrap_or(line))
+    }
 }
 
 /// The name without `./` in front.

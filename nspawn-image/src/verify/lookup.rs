@@ -14,7 +14,7 @@ use reqwest::header::HeaderMap;
 
 use super::checksum_file::ChecksumFile;
 use super::error::VerifyError;
-use super::openpgp::{ClearSigned, Keyring, Signatures};
+use super::openpgp::{ClearSigned, Keyring, SIGNATURE_LIMIT, Signatures};
 use super::{Expectation, Published, refused};
 use crate::digest::Digest;
 use crate::error::{ImageError, PathContext};
@@ -37,8 +37,6 @@ const OWN: [&str; 6] = [
 /// Ends of the names of signatures.
 const SIGNATURE: [&str; 4] = ["gpg", "asc", "sig", "sign"];
 const ARCHITECTURES: [&str; 5] = ["x86_64", "aarch64", "ppc64le", "riscv64", "s390x"];
-/// The largest signature that is read, in bytes.
-const SIGNATURE_LIMIT: u64 = 256 << 10;
 /// The longest wait for what may as well not be there.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -127,7 +125,7 @@ impl Lookup<'_> {
         let files = self.checksum_files();
         let mut places = files.clone();
         if wants_signature {
-            places.extend(self.image.with_ends(&["sig", "asc", "gpg"]));
+            places.extend(self.image.with_ends(&SIGNATURE));
         }
         let mut answers = self.fetch(places, ChecksumFile::LIMIT)?;
         let beside_image = answers.split_off(files.len());
@@ -433,7 +431,7 @@ impl Lookup<'_> {
             (None, None) => format!("beside it is none of {}", misses.tried.join(", ")),
         };
         self.reporter.notice(&format!(
-            "{url} was not verified: {found}; give its digest with --checksum, or name its checksum file with \
+            "{url} cannot be verified: {found}; give its digest with --checksum, or name its checksum file with \
              --checksum-file"
         ));
     }

@@ -6,17 +6,20 @@
 //!
 //! Source: RFC 9580, 5.2 (signatures), 10.1 (keys and what binds their parts); gpgv(1).
 
-use std::io::{self, Read};
+use std::cmp::Reverse;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use pgp::composed::{
-    CleartextSignedMessage, Deserializable, DetachedSignature, SignedPublicKey, SignedPublicSubKey,
-};
+use pgp::armor::Dearmor;
+use pgp::composed::{Deserializable, DetachedSignature, SignedPublicKey, SignedPublicSubKey};
 use pgp::crypto::hash::HashAlgorithm;
-use pgp::packet::{PublicKey, Signature, SignatureType, SubpacketData};
+use pgp::packet::{
+    PacketParser, PacketTrait as _, PublicKey, Signature, SignatureType, SubpacketData,
+};
 use pgp::types::{Fingerprint, KeyDetails as _, Tag};
 
+use super::checksum_file::ClearText;
 use super::error::VerifyError;
 use crate::error::{ImageError, PathContext};
 
@@ -29,8 +32,14 @@ const DEFAULT_KEYRINGS: [&str; 4] = [
 ];
 /// The largest keyring read, in bytes; a distribution's whole keyring has some MB.
 const KEYRING_LIMIT: u64 = 64 << 20;
-/// Most keys of one file, and most signatures of one.
-const MOST: usize = 10_000;
+/// The largest signature that is read, in bytes.
+pub(super) const SIGNATURE_LIMIT: u64 = 256 << 10;
+/// Most packets of one file: of a whole distribution's keyring most are signatures.
+const MOST_PACKETS: usize = 1_000_000;
+/// Most keys of one file.
+const MOST_KEYS: usize = 10_000;
+/// Most signatures of one file: each takes a reading of what is signed.
+const MOST_SIGNATURES: usize = 16;
 /// How far the clocks of a publisher and this host may differ, in seconds.
 const SKEW: u64 = 24 * 60 * 60;
 const ARMOUR: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----";
@@ -107,16 +116,16 @@ impl Keyring {
         let file = &signatures.file;
         first_good(signatures, |signature| {
             let parts = self.parts(signature, file)?;
-            let good = parts.iter().find(|part| part.verifies(signature, data()));
-            let Some(part) = good else {
-                let key = parts.first().map(Part::fingerprint).unwrap_or_default();
-                return Err(VerifyError::BadSignature {
-                    file: file.clone(),
-                    key,
-                });
-            };
-            self.judge(part, signature, file)?;
-            Ok(part.fingerprint())
+            // The same key may stand in two keyrings, and be renewed in one of them.
+            let tried = parts.iter().map(|part| {
+                let key = part.fingerprint();
+                if !part.verifies(signature, data()) {
+                    let file = file.clone();
+                    return Err(VerifyError::BadSignature { file, key });
+                }
+                self.judge(part, signature, file).map(|()| key)
+            });
+            first(tried, file)
         })
     }
 
@@ -284,13 +293,23 @@ fn primary_standing(key: &SignedPublicKey, now: u64, signs: bool) -> Standing {
             .into_iter()
             .filter(move |signature| created(signature) > revoked)
     });
-    let Some(newest) = newest(direct.chain(users), now) else {
+    // Either kind may leave out what the other says: version 6 keys have it in the one, older keys in the other.
+    let mut says: Vec<&Signature> = [newest(direct, now), newest(users, now)]
+        .into_iter()
+        .flatten()
+        .collect();
+    if says.is_empty() {
         return Standing::Unfit("its owner has not signed");
-    };
-    if key_has_expired(primary.created_at().as_secs(), newest, now) {
+    }
+    says.sort_by_key(|signature| Reverse(created(signature)));
+    let expires = says
+        .iter()
+        .find(|signature| signature.key_expiration_time().is_some());
+    if expires.is_some_and(|says| key_has_expired(primary.created_at().as_secs(), says, now)) {
         return Standing::Expired;
     }
-    if signs && !may_sign(newest) {
+    let use_of_it = says.iter().find(|signature| says_use(signature));
+    if signs && use_of_it.is_some_and(|says| !may_sign(says)) {
         return Standing::Unfit("is not meant to sign");
     }
     Standing::Good
@@ -356,12 +375,14 @@ fn key_has_expired(created: u32, says: &Signature, now: u64) -> bool {
 
 /// A key whose owner says nothing of its use may sign. Source: RFC 9580, 5.2.3.29.
 fn may_sign(says: &Signature) -> bool {
-    let mut subpackets = says
-        .config()
-        .into_iter()
-        .flat_map(|config| config.hashed_subpackets());
-    let is_said = subpackets.any(|subpacket| matches!(subpacket.data, SubpacketData::KeyFlags(_)));
-    !is_said || says.key_flags().sign()
+    !says_use(says) || says.key_flags().sign()
+}
+
+fn says_use(signature: &Signature) -> bool {
+    let subpackets = signature.config().into_iter();
+    subpackets
+        .flat_map(|config| config.hashed_subpackets())
+        .any(|subpacket| matches!(subpacket.data, SubpacketData::KeyFlags(_)))
 }
 
 fn is_strong(hash: HashAlgorithm) -> bool {
@@ -429,7 +450,7 @@ impl Signatures {
         let read = || -> Result<Vec<Signature>, pgp::errors::Error> {
             let (found, _) = DetachedSignature::from_reader_many(bytes)?;
             found
-                .take(MOST)
+                .take(MOST_SIGNATURES)
                 .map(|found| found.map(|found| found.signature))
                 .collect()
         };
@@ -452,25 +473,35 @@ impl Signatures {
 }
 
 impl ClearSigned {
-    /// Reads a clear-signed text; `None` where it is not one.
+    /// Reads a clear-signed text; `None` where it is not one. What stands before or after it is left out.
     pub(super) fn parse(bytes: &[u8], file: &str) -> Option<Result<Self, VerifyError>> {
-        if !has_line(bytes, "-----BEGIN PGP SIGNED MESSAGE-----") {
-            return None;
-        }
-        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-        Some(match CleartextSignedMessage::from_armor(bytes) {
-            Ok((message, _)) => Ok(Self {
-                text: message.signed_text(),
-                signatures: Signatures {
-                    file: file.to_owned(),
-                    all: message.signatures().to_vec(),
-                },
-            }),
-            Err(error) => Err(VerifyError::Malformed {
-                file: file.to_owned(),
-                reason: error.to_string(),
-            }),
-        })
+        let malformed = |reason: String| VerifyError::Malformed {
+            file: file.to_owned(),
+            reason,
+        };
+        let text = match std::str::from_utf8(bytes) {
+            Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
+            Err(error) if has_line(bytes, "-----BEGIN PGP SIGNED MESSAGE-----") => {
+                return Some(Err(malformed(error.to_string())));
+            }
+            Err(_) => return None,
+        };
+        let parts = match ClearText::find(text)? {
+            Ok(parts) => parts,
+            Err(error) => return Some(Err(malformed(error.to_string()))),
+        };
+        let armour = parts.armour.as_bytes();
+        let armour = &armour[..armour.len().min(SIGNATURE_LIMIT as usize)];
+        let signatures = Signatures::parse(armour, file)?;
+        Some(signatures.map(|signatures| {
+            // What was signed has no white space at the ends of lines, and no end of line at its own end.
+            let lines = parts.lines().map(|line| line.trim_end_matches([' ', '\t']));
+            let lines: Vec<&str> = lines.collect();
+            Self {
+                text: lines.join("\r\n"),
+                signatures,
+            }
+        }))
     }
 }
 
@@ -501,21 +532,31 @@ fn read_keys(path: &Path, what: &dyn ToString) -> Result<Vec<SignedPublicKey>, I
         return Err(refuse("it is a keybox, which GnuPG alone reads"));
     }
     let mut keys = Vec::new();
-    // A key of a kind that is not known takes nothing from the others.
     if bytes.first().is_some_and(|byte| byte & 0x80 != 0) {
-        if let Ok(found) = SignedPublicKey::from_bytes_many(io::BufReader::new(bytes.as_slice())) {
-            keys.extend(found.take(MOST).flatten());
-        }
+        keys.extend(keys_of(bytes.as_slice()));
     } else {
         let text = String::from_utf8_lossy(&bytes);
-        for block in text.split(ARMOUR).skip(1).take(MOST) {
-            if let Ok((found, _)) = SignedPublicKey::from_string_many(&format!("{ARMOUR}{block}")) {
-                keys.extend(found.take(MOST).flatten());
-            }
+        for block in text.split(ARMOUR).skip(1).take(MOST_KEYS) {
+            let block = format!("{ARMOUR}{block}");
+            keys.extend(keys_of(BufReader::new(Dearmor::new(block.as_bytes()))));
         }
     }
     if keys.is_empty() && !bytes.is_empty() {
         return Err(refuse("it holds no public key"));
     }
     Ok(keys)
+}
+
+/// The keys among packets. What cannot be read takes nothing from the others, as every part of a key is bound by a
+/// signature; what GnuPG noted in a keyring of its own (trust packets) is none of a key's parts.
+fn keys_of(packets: impl BufRead) -> Vec<SignedPublicKey> {
+    let packets = PacketParser::new(packets)
+        .take(MOST_PACKETS)
+        .filter(|packet| {
+            packet
+                .as_ref()
+                .is_ok_and(|packet| packet.tag() != Tag::Trust)
+        });
+    let keys = SignedPublicKey::from_packets(packets.peekable());
+    keys.take(MOST_KEYS).flatten().collect()
 }

@@ -23,16 +23,8 @@ pub(crate) struct Behaviour {
     pub(crate) pause: Duration,
     /// Send no length.
     pub(crate) no_length: bool,
-    /// What stands at each path, without the slash in front; any other path is not there. `None`: `body`, at any path.
-    pub(crate) files: Option<BTreeMap<String, Content>>,
-}
-
-/// What stands at a path.
-#[derive(Clone, Debug)]
-pub(crate) enum Content {
-    Bytes(Arc<Vec<u8>>),
-    /// Nothing but this status.
-    Status(u16),
+    /// The behaviour at each path, without the slash in front; any other path is not there. `None`: this one, at any.
+    pub(crate) files: Option<BTreeMap<String, Behaviour>>,
 }
 
 /// A bare ext4 as far as anybody looks: 3 MiB with magic bytes, some data and a hole.
@@ -113,12 +105,11 @@ fn serve(
         })
     };
     let mut behaviour = state.lock().unwrap().clone();
-    if let Some(files) = &behaviour.files {
-        match files.get(&path) {
-            Some(Content::Bytes(bytes)) => behaviour.body = Arc::clone(bytes),
-            Some(Content::Status(status)) => behaviour.status = Some(*status),
-            None => behaviour.status = Some(404),
-        }
+    if let Some(mut files) = behaviour.files.take() {
+        behaviour = files.remove(&path).unwrap_or(Behaviour {
+            status: Some(404),
+            ..Behaviour::default()
+        });
     }
     let mut extra = String::new();
     if let Some(etag) = &behaviour.etag {

@@ -3,3 +3,4 @@
 mod documents;
 mod http_server;
 mod usage;
+mod verify;

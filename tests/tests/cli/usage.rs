@@ -72,6 +72,18 @@ fn usage_errors_are_told_with_status_2() {
             vec!["--checksum"],
         ),
         (
+            vec!["unit", "a.service", "--verify", "perhaps"],
+            vec!["--verify", "auto, checksum, signature, no"],
+        ),
+        (
+            vec!["image", "pull", "x.raw", "--checksum-file", "ftp://h/x"],
+            vec!["--checksum-file", "ftp"],
+        ),
+        (
+            vec!["image", "pull", "x.raw", "--keyring"],
+            vec!["--keyring", "<FILE>"],
+        ),
+        (
             vec!["unit", "a.service", "--image", "ftp://example.org/x.raw"],
             vec!["--image", "ftp"],
         ),

@@ -112,8 +112,14 @@ fn root_a_signal_ends_a_download() {
             unit.display().to_string(),
             "--image".into(),
             server.url("/slow.raw"),
+            "--verify=no".into(),
         ],
-        vec!["image".into(), "pull".into(), server.url("/slow.raw")],
+        vec![
+            "image".into(),
+            "pull".into(),
+            server.url("/slow.raw"),
+            "--verify=no".into(),
+        ],
     ] {
         let asked = server.requests().len();
         let running = scene.command(arguments).spawn();

@@ -71,6 +71,7 @@ fn json(image: &StoredImage) -> serde_json::Value {
         "disk_usage": image.disk_usage,
         "created": created,
         "in_use": image.in_use,
+        "verified": image.verified,
         "source": image.source,
         "path": image.path,
     })

@@ -1,13 +1,15 @@
 //! `nspawn-run image`: the image store.
 
+mod fetch;
 mod list;
 mod pull;
 mod registry;
 mod remove;
 
 use clap::{Args, Subcommand};
+pub(crate) use fetch::FetchOptions;
 use nspawn_image::ImageRef;
-pub(crate) use registry::RegistryOptions;
+use registry::RegistryOptions;
 
 use crate::error::CommandError;
 use crate::options::Global;
@@ -22,7 +24,7 @@ pub(crate) struct ImageArgs {
 
 #[derive(Subcommand, Debug)]
 enum ImageCommand {
-    Pull(pull::PullArgs),
+    Pull(Box<pull::PullArgs>),
     #[command(visible_alias = "ls")]
     List(list::ListArgs),
     #[command(visible_alias = "rm")]

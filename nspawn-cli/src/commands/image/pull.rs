@@ -1,9 +1,9 @@
 //! `nspawn-run image pull`
 
 use clap::Args;
-use nspawn_image::{Cancel, Digest, ImageName, ImageRef, PullOptions};
+use nspawn_image::{Cancel, ImageName, ImageRef};
 
-use super::RegistryOptions;
+use super::FetchOptions;
 use crate::error::CommandError;
 use crate::options::Global;
 use crate::output::Output;
@@ -23,26 +23,16 @@ pub(crate) struct PullArgs {
     /// The image's name in the store
     #[arg(long, value_name = "NAME")]
     name: Option<ImageName>,
-    /// What the image's bytes, or a container image's manifest, must hash to: sha256:HEX or sha512:HEX
-    #[arg(long, value_name = "DIGEST")]
-    checksum: Option<Digest>,
-    /// Ask the server whether a stored image is still current
-    #[arg(long)]
-    refresh: bool,
     #[command(flatten)]
-    registry: RegistryOptions,
+    fetch: FetchOptions,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &PullArgs, global: &Global, out: &mut Output) -> Result<(), CommandError> {
-    let mut options = PullOptions::default();
+    let cancel = Cancel::default();
+    let mut options = args.fetch.pull_options(&args.image, &cancel);
     options.name.clone_from(&args.name);
-    options.checksum = args.checksum;
-    options.refresh = args.refresh;
-    options.proxy = super::proxy(&args.image);
-    args.registry.apply(&args.image, &mut options);
-    options.cancel = Cancel::default();
-    signals::watch(options.cancel.clone(), |_| {})?;
+    signals::watch(cancel, |_| {})?;
     let mut progress = Progress::new(global.quiet);
     let image = global.store()?.pull(&args.image, &options, &mut progress);
     let image = image.map_err(|error| signals::interrupted().unwrap_or_else(|| error.into()))?;

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use nspawn_core::{Machine, MachineError, MachineName, Phase, UnitName, UnitResult};
-use nspawn_image::{Cancel, Digest, ImageRef};
+use nspawn_image::{Cancel, ImageRef};
 
-use crate::commands::image::RegistryOptions;
+use crate::commands::image::FetchOptions;
 use crate::commands::monitor::journal_file;
 use crate::error::{CommandError, Kind};
 use crate::launch::{Launched, Order, launch};
@@ -64,14 +64,8 @@ pub(crate) struct ImageOptions {
     /// of an image in the store or in /var/lib/machines
     #[arg(long, short, value_name = "IMAGE", default_value = "host")]
     image: ImageRef,
-    /// What the image's bytes, or a container image's manifest, must hash to: sha256:HEX or sha512:HEX
-    #[arg(long, value_name = "DIGEST")]
-    checksum: Option<Digest>,
-    /// Ask the server whether a stored image is still current
-    #[arg(long)]
-    refresh: bool,
     #[command(flatten)]
-    registry: RegistryOptions,
+    fetch: FetchOptions,
 }
 
 /// Runs the command and returns the exit status.

@@ -1,7 +1,7 @@
 //! From an image reference to what a machine's root file system is made from.
 
 use nspawn_core::Rootfs;
-use nspawn_image::{Cancel, Image, ImageKind, ImageRef, PullOptions};
+use nspawn_image::{Cancel, Image, ImageKind, ImageRef};
 
 use super::ImageOptions;
 use crate::error::{CommandError, Kind};
@@ -9,17 +9,6 @@ use crate::options::Global;
 use crate::progress::Progress;
 
 impl ImageOptions {
-    /// The library's options.
-    pub(crate) fn pull_options(&self, cancel: &Cancel) -> PullOptions {
-        let mut options = PullOptions::default();
-        options.checksum = self.checksum;
-        options.refresh = self.refresh;
-        options.cancel = cancel.clone();
-        self.registry.apply(&self.image, &mut options);
-        options.proxy = crate::commands::image::proxy(&self.image);
-        options
-    }
-
     /// The reference.
     pub(crate) fn reference(&self) -> &ImageRef {
         &self.image
@@ -34,17 +23,16 @@ pub(super) fn prepare(
     progress: &mut Progress,
 ) -> Result<(Rootfs, Option<Image>), CommandError> {
     if *options.reference() == ImageRef::Host {
-        if options.checksum.is_some() {
-            return Err(CommandError::new(
-                Kind::Usage,
-                "image `host` has no bytes to compare with --checksum",
-            )
-            .hint("name an image with --image"));
+        if let Some(option) = options.fetch.verify.wants_bytes() {
+            let message = format!("image `host` has no bytes to compare with {option}");
+            return Err(CommandError::new(Kind::Usage, message).hint("name an image with --image"));
         }
         return Ok((Rootfs::Host, None));
     }
     let store = global.store()?;
-    let image = store.pull(options.reference(), &options.pull_options(cancel), progress)?;
+    let reference = options.reference();
+    let pull_options = options.fetch.pull_options(reference, cancel);
+    let image = store.pull(reference, &pull_options, progress)?;
     let rootfs = match image.kind() {
         ImageKind::Tree => Rootfs::Directory {
             path: image.path().to_owned(),
