@@ -1,8 +1,9 @@
 //! Random qcow2 images, converted here and by `qemu-img convert`: every byte must be the same.
 //!
 //! The images are made with qemu-img and qemu-io from a fixed seed: both versions, every cluster size, zlib and
-//! zstd, subclusters, odd virtual sizes, zero clusters, discards, snapshots. The test fails where the tools are
-//! missing: a comparison that did not happen has not passed.
+//! zstd, subclusters, odd virtual sizes, zero clusters, discards, snapshots, chains of raw and qcow2 files. Read at
+//! random places they must say the same, the output must be sparse, and two other crates are asked where they can read
+//! an image at all. The test fails where the tools are missing: a comparison that did not happen has not passed.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -11,9 +12,9 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nspawn_image::Cancel;
-use nspawn_image::qcow2::Qcow2;
+use nspawn_image::qcow2::{OpenOptions, Qcow2, Qcow2Error};
 
-const IMAGES: u64 = 320;
+const IMAGES: u64 = 400;
 const SEED: u64 = 0x6e73_7061_776e;
 /// Largest virtual size made, in bytes.
 const LARGEST: u64 = 24 << 20;
@@ -50,9 +51,28 @@ fn run(program: &str, args: &[&str]) {
     );
 }
 
-/// Makes one image and tells how.
-fn make(number: u64, path: &str) -> String {
-    let mut random = Random(SEED ^ number.wrapping_mul(0x1234_5677));
+/// How an image is read.
+#[derive(Default)]
+struct Made {
+    /// How it was made.
+    what: String,
+    /// Whether files lie below it, in the same folder.
+    overlay: bool,
+    /// Whether the snapshot `one` is to be compared too.
+    snapshot: bool,
+    /// Whether other crates can be asked: they know neither subclusters nor zstd, nor files below.
+    plain: bool,
+}
+
+/// Options of `qemu-img create` for one file of a chain.
+struct Layer {
+    cluster: u64,
+    options: String,
+    zstd: bool,
+    extended: bool,
+}
+
+fn layer(random: &mut Random) -> Layer {
     let extended = random.below(4) == 0;
     let bits = if extended {
         14 + random.below(8)
@@ -65,8 +85,6 @@ fn make(number: u64, path: &str) -> String {
         "0.10"
     };
     let zstd = version == "1.1" && random.below(2) == 0;
-    // qemu-img rounds the size up to sectors.
-    let size = (random.below(LARGEST) / 512 + 1) * 512;
     let mut options = format!("compat={version},cluster_size={}", 1u64 << bits);
     if extended {
         options += ",extended_l2=on";
@@ -77,23 +95,16 @@ fn make(number: u64, path: &str) -> String {
     if version == "1.1" && random.below(4) == 0 {
         options += ",lazy_refcounts=on";
     }
-    if !extended && random.below(8) == 0 {
-        options += ",preallocation=metadata";
+    Layer {
+        cluster: 1 << bits,
+        options,
+        zstd,
+        extended,
     }
-    run(
-        "qemu-img",
-        &[
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-o",
-            &options,
-            path,
-            &size.to_string(),
-        ],
-    );
-    let cluster = 1u64 << bits;
+}
+
+/// Writes at random places of an image, in every way that qemu-io has.
+fn scribble(random: &mut Random, path: &str, format: &str, cluster: u64, size: u64) -> String {
     let mut commands = Vec::new();
     for _ in 0..random.below(24) {
         let start = random.below(size) / 512 * 512;
@@ -103,7 +114,7 @@ fn make(number: u64, path: &str) -> String {
         commands.push(match random.below(8) {
             0 => format!("write -z {start} {length}"),
             1 => format!("discard {start} {length}"),
-            2 | 3 => {
+            2 | 3 if format == "qcow2" => {
                 // Compressed writes start at a cluster and are whole, apart from the last.
                 let start = start / cluster * cluster;
                 let length = (random.below(6) + 1) * cluster;
@@ -117,7 +128,7 @@ fn make(number: u64, path: &str) -> String {
         });
     }
     if !commands.is_empty() {
-        let mut args = vec!["-f", "qcow2"];
+        let mut args = vec!["-f", format];
         for command in &commands {
             args.extend(["-c", command.as_str()]);
         }
@@ -125,25 +136,99 @@ fn make(number: u64, path: &str) -> String {
         // QEMU refuses a compressed write where a cluster is allocated already: the other commands count.
         start("qemu-io", &args);
     }
-    if random.below(6) == 0 {
-        run("qemu-img", &["snapshot", "-c", "one", path]);
-        run(
-            "qemu-io",
-            &["-f", "qcow2", "-c", "write -q -P 77 0 512", path],
-        );
+    format!("{commands:?}")
+}
+
+/// Makes the files below an image, the lowest first; answers the name and format of the uppermost.
+fn chain(random: &mut Random, path: &str) -> (Option<(String, &'static str)>, String) {
+    let mut below: Option<(String, &'static str)> = None;
+    let mut what = String::new();
+    for depth in 0..random.below(4).saturating_sub(1) {
+        let file = format!("{path}.base{depth}");
+        // Shorter and longer than what stands on it.
+        let size = (random.below(LARGEST) / 512 + 1) * 512;
+        let layer = layer(random);
+        let format = if depth == 0 && random.below(2) == 0 {
+            "raw"
+        } else {
+            "qcow2"
+        };
+        let size_text = size.to_string();
+        let mut args = vec!["create", "-q", "-f", format];
+        if format == "qcow2" {
+            args.extend(["-o", &layer.options]);
+        }
+        if let Some((name, format)) = &below {
+            args.extend(["-b", name, "-F", format]);
+        }
+        args.extend([file.as_str(), &size_text]);
+        run("qemu-img", &args);
+        let done = scribble(random, &file, format, layer.cluster, size);
+        what += &format!("{format} of {size}: {}, {done}; below ", layer.options);
+        let name = Path::new(&file).file_name().unwrap();
+        below = Some((name.to_str().unwrap().to_owned(), format));
     }
-    if random.below(4) == 0 {
+    (below, what)
+}
+
+/// Makes one image and tells how.
+fn make(number: u64, path: &str) -> Made {
+    let mut random = Random(SEED ^ number.wrapping_mul(0x1234_5677));
+    let random = &mut random;
+    let (below, mut what) = if random.below(3) == 0 {
+        chain(random, path)
+    } else {
+        (None, String::new())
+    };
+    let mut layer = layer(random);
+    // qemu-img rounds the size up to sectors.
+    let size = (random.below(LARGEST) / 512 + 1) * 512;
+    if below.is_none() && !layer.extended && random.below(8) == 0 {
+        layer.options += ",preallocation=metadata";
+    }
+    let size_text = size.to_string();
+    let mut args = vec!["create", "-q", "-f", "qcow2", "-o", &layer.options];
+    if let Some((name, format)) = &below {
+        args.extend(["-b", name, "-F", format]);
+    }
+    args.extend([path, &size_text]);
+    run("qemu-img", &args);
+    let commands = scribble(random, path, "qcow2", layer.cluster, size);
+    let snapshot = random.below(6) == 0;
+    if snapshot {
+        run("qemu-img", &["snapshot", "-c", "one", path]);
+        scribble(random, path, "qcow2", layer.cluster, size);
+    } else if below.is_none() && random.below(4) == 0 {
         let packed = format!("{path}.packed");
         let mut args = vec![
-            "convert", "-q", "-f", "qcow2", "-O", "qcow2", "-c", "-o", &options, path, &packed,
+            "convert",
+            "-q",
+            "-f",
+            "qcow2",
+            "-O",
+            "qcow2",
+            "-c",
+            "-o",
+            &layer.options,
+            path,
+            &packed,
         ];
-        if options.contains("preallocation") {
+        if layer.options.contains("preallocation") {
             args.retain(|arg| *arg != "-c");
         }
         run("qemu-img", &args);
         fs::rename(packed, path).unwrap();
     }
-    format!("image {number}: {options}, {size} bytes, {commands:?}")
+    what += &format!(
+        "image {number}: {}, {size} bytes, {commands}",
+        layer.options
+    );
+    Made {
+        what,
+        overlay: below.is_some(),
+        snapshot,
+        plain: below.is_none() && !layer.zstd && !layer.extended,
+    }
 }
 
 fn same(left: &Path, right: &Path) -> Option<u64> {
@@ -172,10 +257,124 @@ fn same(left: &Path, right: &Path) -> Option<u64> {
     }
 }
 
+/// Fails where a block that is all zero takes room in `file`: the output is as sparse as its blocks let it be.
+fn assert_sparse(file: &Path, what: &str) {
+    use nspawn_image::ReadAt as _;
+    const BLOCK: usize = 4096;
+    let opened = File::open(file).unwrap();
+    let mut at = 0;
+    while let Some((start, end)) = opened.next_data(at).unwrap() {
+        let mut bytes = vec![0; (end - start) as usize];
+        opened.read_exact_at(&mut bytes, start).unwrap();
+        let zero = bytes
+            .chunks(BLOCK)
+            .position(|block| block.iter().all(|byte| *byte == 0));
+        if let Some(index) = zero {
+            let at = start + (index * BLOCK) as u64;
+            panic!("the zero block at byte {at} takes room in {what}");
+        }
+        at = end;
+    }
+}
+
+/// Reads at random places without converting, and compares with the converted file.
+fn assert_reader(image: &Qcow2<File>, converted: &Path, number: u64, what: &str) {
+    use nspawn_image::ReadAt as _;
+    let mut random = Random(number);
+    let converted = File::open(converted).unwrap();
+    let reader = image.reader();
+    let size = reader.size().unwrap();
+    assert_eq!(size, image.header().virtual_size);
+    for _ in 0..20 {
+        let at = random.below(size + 1);
+        let length = random.below(300_000) as usize;
+        let (mut ours, mut theirs) = (vec![1; length], vec![2; length]);
+        let count = reader.read_at(&mut ours, at).expect(what);
+        let expected = converted.read_at(&mut theirs, at).unwrap();
+        assert_eq!(count, expected, "{at} {what}");
+        assert!(ours[..count] == theirs[..count], "{at}+{length} {what}");
+    }
+}
+
+/// What other crates make of an image: whether each agrees with qemu-img. They may refuse, hang or panic.
+fn ask_peers(image: &Path, theirs: &Path, agreed: &[AtomicU64; 2]) {
+    let program = nspawn_tests::fixture::target_dir().join("peers/release/nspawn-peers");
+    assert!(
+        program.exists(),
+        "{} is missing: run `cargo xtask fixture`",
+        program.display()
+    );
+    for (name, agreed) in ["qcow2-rs", "qcow"].iter().zip(agreed) {
+        let output = image.with_extension(name);
+        let status = Command::new("timeout")
+            .arg("10")
+            .arg(&program)
+            .arg(name)
+            .args([image, &output])
+            .output()
+            .unwrap()
+            .status;
+        if status.success() && same(&output, theirs).is_none() {
+            agreed.fetch_add(1, Ordering::Relaxed);
+        }
+        let _ = fs::remove_file(output);
+    }
+}
+
+fn compare(dir: &Path, number: u64, agreed: &[AtomicU64; 2]) {
+    let path = |kind: &str| dir.join(format!("{number}.{kind}"));
+    let (image, ours, theirs) = (path("qcow2"), path("ours"), path("theirs"));
+    let made = make(number, image.to_str().unwrap());
+    let what = &made.what;
+    let mut options = OpenOptions::default();
+    options.limit = LARGEST;
+    if made.overlay {
+        let refused = Qcow2::open_with(File::open(&image).unwrap(), &options).unwrap_err();
+        assert!(matches!(refused, Qcow2Error::BackingFile(_)), "{refused}");
+        options.backing = Some(dir.to_owned());
+        options.path = Some(image.clone());
+    }
+    let snapshots: &[Option<&str>] = if made.snapshot {
+        &[None, Some("one")]
+    } else {
+        &[None]
+    };
+    for snapshot in snapshots {
+        options.snapshot = snapshot.map(str::to_owned);
+        let qcow2 = Qcow2::open_with(File::open(&image).unwrap(), &options).expect(what);
+        let output = File::create(&ours).unwrap();
+        qcow2
+            .convert(&output, &Cancel::default(), &mut |_| {})
+            .expect(what);
+        let names = [image.to_str().unwrap(), theirs.to_str().unwrap()];
+        let mut args = vec!["convert", "-q", "-f", "qcow2", "-O", "raw"];
+        if snapshot.is_some() {
+            args.extend(["-l", "snapshot.name=one"]);
+        }
+        args.extend(names);
+        run("qemu-img", &args);
+        if let Some(at) = same(&ours, &theirs) {
+            panic!("byte {at} differs in {what}, snapshot {snapshot:?}");
+        }
+        assert_sparse(&ours, what);
+        assert_reader(&qcow2, &ours, number, what);
+        if made.plain && snapshot.is_none() {
+            ask_peers(&image, &theirs, agreed);
+        }
+    }
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        let name = entry.file_name();
+        if name.to_str().unwrap().starts_with(&format!("{number}.")) {
+            fs::remove_file(entry.path()).unwrap();
+        }
+    }
+}
+
 #[test]
 fn every_byte_is_what_qemu_img_writes() {
     let dir = tempfile::tempdir().unwrap();
     let next = AtomicU64::new(0);
+    let agreed = [AtomicU64::new(0), AtomicU64::new(0)];
     std::thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
@@ -184,29 +383,14 @@ fn every_byte_is_what_qemu_img_writes() {
                     if number >= IMAGES {
                         return;
                     }
-                    let path = |kind: &str| dir.path().join(format!("{number}.{kind}"));
-                    let (image, ours, theirs) = (path("qcow2"), path("ours"), path("theirs"));
-                    let what = make(number, image.to_str().unwrap());
-                    let qcow2 = Qcow2::open(File::open(&image).unwrap(), LARGEST).expect(&what);
-                    let output = File::create_new(&ours).unwrap();
-                    qcow2
-                        .convert(&output, &Cancel::default(), &mut |_| {})
-                        .expect(&what);
-                    let names = [image.to_str().unwrap(), theirs.to_str().unwrap()];
-                    run(
-                        "qemu-img",
-                        &[
-                            "convert", "-q", "-f", "qcow2", "-O", "raw", names[0], names[1],
-                        ],
-                    );
-                    if let Some(at) = same(&ours, &theirs) {
-                        panic!("byte {at} differs in {what}");
-                    }
-                    for file in [image, ours, theirs] {
-                        fs::remove_file(file).unwrap();
-                    }
+                    compare(dir.path(), number, &agreed);
                 }
             });
         }
     });
+    // A peer that never agrees was never asked.
+    for (name, agreed) in ["qcow2-rs", "qcow"].iter().zip(agreed) {
+        let agreed = agreed.into_inner();
+        assert!(agreed > 20, "{name} agrees on {agreed} images alone");
+    }
 }
