@@ -272,7 +272,10 @@ mod tests {
             ("images/disk.raw", Ok(ImageRef::path("images/disk.raw"))),
             ("Cargo.toml", Ok(ImageRef::path("Cargo.toml"))),
             ("debian-12", Ok(name("debian-12"))),
-            ("oci:debian:12", Ok(ImageRef::Oci("debian:12".parse().unwrap()))),
+            (
+                "oci:debian:12",
+                Ok(ImageRef::Oci("debian:12".parse().unwrap())),
+            ),
             ("oci:", Err(ReferenceError::Oci)),
             ("oci:a b", Err(ReferenceError::Oci)),
             ("", Err(ReferenceError::Empty)),

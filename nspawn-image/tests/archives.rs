@@ -108,15 +108,27 @@ fn a_sparse_disk_in_every_format_of_tar() {
     for (name, options) in formats {
         let options: Vec<&str> = ["--sparse"].iter().chain(options).copied().collect();
         // A note before the disk and after it is no tree.
-        for names in [&["disk.raw"][..], &["README", "disk.raw"], &["disk.raw", "README"]] {
+        for names in [
+            &["disk.raw"][..],
+            &["README", "disk.raw"],
+            &["disk.raw", "README"],
+        ] {
             let path = fixture.path(name);
             tar(&folder, &path, &options, names);
             if !name.ends_with("xz") {
-                assert!(fs::metadata(&path).unwrap().len() < 2 << 20, "{name} is not sparse");
+                assert!(
+                    fs::metadata(&path).unwrap().len() < 2 << 20,
+                    "{name} is not sparse"
+                );
             }
-            let image = fixture.pull(name).unwrap_or_else(|error| panic!("{name} {names:?}: {error:?}"));
+            let image = fixture
+                .pull(name)
+                .unwrap_or_else(|error| panic!("{name} {names:?}: {error:?}"));
             assert_eq!(image.kind(), ImageKind::Disk, "{name}");
-            assert!(fs::read(image.path()).unwrap() == disk(), "{name} {names:?}");
+            assert!(
+                fs::read(image.path()).unwrap() == disk(),
+                "{name} {names:?}"
+            );
             let blocks = fs::metadata(image.path()).unwrap().blocks();
             assert!(blocks * 512 < 2 << 20, "{name}: {blocks} blocks");
             fixture.store.list().unwrap();
@@ -141,7 +153,10 @@ fn a_sparse_file_in_a_tree_stays_sparse() {
         assert_eq!(image.kind(), ImageKind::Tree);
         let file = image.path().join("usr/disk.raw");
         assert!(fs::read(&file).unwrap() == disk(), "{version}");
-        assert!(fs::metadata(&file).unwrap().blocks() * 512 < 2 << 20, "{version}");
+        assert!(
+            fs::metadata(&file).unwrap().blocks() * 512 < 2 << 20,
+            "{version}"
+        );
     }
 }
 
@@ -150,7 +165,14 @@ fn the_one_disk_of_a_zip_archive() {
     let fixture = Fixture::new();
     let raw = disk();
     let readme: (&str, &[u8]) = ("image/README.txt", b"a disk\n");
-    fixture.zip("one.zip", &[readme, ("image/disk", &raw), ("image/disk.sha256", b"00  disk\n")]);
+    fixture.zip(
+        "one.zip",
+        &[
+            readme,
+            ("image/disk", &raw),
+            ("image/disk.sha256", b"00  disk\n"),
+        ],
+    );
     let image = fixture.pull("one.zip").unwrap();
     assert_eq!(image.kind(), ImageKind::Disk);
     assert!(fs::read(image.path()).unwrap() == raw);
@@ -166,7 +188,8 @@ fn the_one_disk_of_a_zip_archive() {
     assert!(status.success());
     let path = fixture.path("wide.zip");
     let mut zip = ZipWriter::new(File::create(&path).unwrap());
-    zip.start_file("disk.qcow2", deflated().large_file(true)).unwrap();
+    zip.start_file("disk.qcow2", deflated().large_file(true))
+        .unwrap();
     zip.write_all(&fs::read(&packed).unwrap()).unwrap();
     zip.finish().unwrap();
     let image = fixture.pull("wide.zip").unwrap();
@@ -180,7 +203,10 @@ fn the_one_disk_of_a_zip_archive() {
     };
     fixture.zip("two.zip", &[("a.raw", &raw), readme, ("b.raw", &raw)]);
     let text = refused("two.zip");
-    assert!(text.contains("more than one disk image (\"a.raw\", \"b.raw\")"), "{text}");
+    assert!(
+        text.contains("more than one disk image (\"a.raw\", \"b.raw\")"),
+        "{text}"
+    );
     fixture.zip("none.zip", &[readme]);
     assert!(refused("none.zip").contains("without a disk image"));
     fixture.zip("vmdk.zip", &[("a.vmdk", b"KDMV"), readme]);
@@ -193,7 +219,10 @@ fn a_zip_archive_that_tells_two_stories_is_refused() {
     let fixture = Fixture::new();
     let path = fixture.zip("story.zip", &[("disk.raw", &disk())]);
     let whole = fs::read(&path).unwrap();
-    let list = whole.windows(4).rposition(|bytes| bytes == b"PK\x01\x02").unwrap();
+    let list = whole
+        .windows(4)
+        .rposition(|bytes| bytes == b"PK\x01\x02")
+        .unwrap();
     // Offsets in the header before the file: version, flags, method, time, checksum, sizes, name.
     let table: [(usize, u8, &str); 6] = [
         (30, b'D', "another name"),

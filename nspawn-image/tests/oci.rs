@@ -147,7 +147,10 @@ impl Fixture {
 }
 
 fn oci_error(error: ImageError) -> OciError {
-    assert!(error.to_string().starts_with("cannot pull oci:127.0.0.1:"), "{error}");
+    assert!(
+        error.to_string().starts_with("cannot pull oci:127.0.0.1:"),
+        "{error}"
+    );
     match error {
         ImageError::Oci { source, .. } => *source,
         other => panic!("not an error of a container image: {other}"),
@@ -221,22 +224,48 @@ fn layers_are_applied_one_over_the_other() {
     assert_eq!(pulled.name().unwrap().as_str(), "web-v1");
     let tree = pulled.path();
     let read = |name: &str| fs::read_to_string(tree.join(name)).unwrap();
-    assert_eq!(names(tree), ["again", "etc", "file-soon", "folder-soon", "sbin", "usr"]);
-    assert_eq!(names(&tree.join("etc")), ["emptied", "hard", "kept", "of-file"]);
+    assert_eq!(
+        names(tree),
+        ["again", "etc", "file-soon", "folder-soon", "sbin", "usr"]
+    );
+    assert_eq!(
+        names(&tree.join("etc")),
+        ["emptied", "hard", "kept", "of-file"]
+    );
     assert_eq!(names(&tree.join("etc/emptied")), ["new"]);
     assert_eq!(names(&tree.join("again")), ["new"]);
-    assert_eq!((read("file-soon"), read("folder-soon/in")), ("a file".into(), "a folder".into()));
-    assert_eq!((read("etc/hard"), read("etc/of-file")), ("kept".into(), "ID=test\n".into()));
-    assert_eq!(read("usr/sbin/tool"), "tool", "links of lower layers are followed");
+    assert_eq!(
+        (read("file-soon"), read("folder-soon/in")),
+        ("a file".into(), "a folder".into())
+    );
+    assert_eq!(
+        (read("etc/hard"), read("etc/of-file")),
+        ("kept".into(), "ID=test\n".into())
+    );
+    assert_eq!(
+        read("usr/sbin/tool"),
+        "tool",
+        "links of lower layers are followed"
+    );
     let inode = |name: &str| fs::metadata(tree.join(name)).unwrap().ino();
     assert_eq!(inode("etc/hard"), inode("etc/kept"));
     assert_eq!(inode("etc/of-file"), inode("usr/lib/os-release"));
     let mode = |name: &str| fs::metadata(tree.join(name)).unwrap().mode() & 0o7777;
-    assert_eq!((mode("etc"), mode("etc/emptied")), (0o711, 0o700), "the last entry counts");
+    assert_eq!(
+        (mode("etc"), mode("etc/emptied")),
+        (0o711, 0o700),
+        "the last entry counts"
+    );
     assert_eq!(mode("again"), 0o755, "what was removed leaves no mode");
-    assert_eq!(fs::metadata(tree.join("etc")).unwrap().mtime(), 1_000_000_000);
+    assert_eq!(
+        fs::metadata(tree.join("etc")).unwrap().mtime(),
+        1_000_000_000
+    );
     let private = |name: &str| {
-        fs::metadata(fixture.dir.path().join("store").join(name)).unwrap().mode() & 0o077
+        fs::metadata(fixture.dir.path().join("store").join(name))
+            .unwrap()
+            .mode()
+            & 0o077
     };
     assert_eq!((private("blobs"), private("partial")), (0, 0));
     assert_eq!(fixture.left(), Vec::<String>::new());
@@ -244,22 +273,39 @@ fn layers_are_applied_one_over_the_other() {
     // An unchanged tag is not pulled again, and another image under it is.
     let mut refresh = fixture.options();
     refresh.refresh = true;
-    assert_eq!(fixture.pull_with(&reference, &refresh).unwrap().path(), tree);
-    let by_digest = fixture.pull(&registry.reference(&format!("team/web@{digest}"))).unwrap();
+    assert_eq!(
+        fixture.pull_with(&reference, &refresh).unwrap().path(),
+        tree
+    );
+    let by_digest = fixture
+        .pull(&registry.reference(&format!("team/web@{digest}")))
+        .unwrap();
     assert_eq!(by_digest.path(), tree);
     let newer = registry.push("team/web", "v1", &[base()]);
     assert_eq!(fixture.pull(&reference).unwrap().digest(), Some(digest));
-    assert_eq!(fixture.pull_with(&reference, &refresh).unwrap().digest(), Some(newer));
+    assert_eq!(
+        fixture.pull_with(&reference, &refresh).unwrap().digest(),
+        Some(newer)
+    );
     assert!(tree.exists(), "an image in use is never touched");
     drop(registry);
-    assert_eq!(fixture.pull(&reference).unwrap().digest(), Some(newer), "no network is needed");
+    assert_eq!(
+        fixture.pull(&reference).unwrap().digest(),
+        Some(newer),
+        "no network is needed"
+    );
     let mut offline = fixture.options();
     offline.offline = true;
     let other = reference.replace(":v1", ":v2");
     let error = fixture.pull_with(&other, &offline).unwrap_err();
-    assert!(matches!(&error, ImageError::Download(e) if matches!(e.reason, DownloadReason::Offline)));
+    assert!(
+        matches!(&error, ImageError::Download(e) if matches!(e.reason, DownloadReason::Offline))
+    );
     let list = fixture.store.list().unwrap();
-    assert!(list.iter().any(|image| image.source == reference), "{list:?}");
+    assert!(
+        list.iter().any(|image| image.source == reference),
+        "{list:?}"
+    );
 }
 
 #[test]
@@ -271,25 +317,37 @@ fn a_password_is_sent_where_it_is_wanted() {
     let error = fixture.pull(&reference).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Network);
     assert!(error.hint().unwrap().contains("podman login"));
-    assert!(matches!(oci_error(error), OciError::Denied { known: false, helper: None, .. }));
+    assert!(matches!(
+        oci_error(error),
+        OciError::Denied {
+            known: false,
+            helper: None,
+            ..
+        }
+    ));
 
     let file = |name: &str, text: String| {
         let path = fixture.dir.path().join(name);
         fs::write(&path, text).unwrap();
         path
     };
-    let auth = |password: &str| {
-        json!({"auths": {format!("127.0.0.1:{}", registry.port): {"username": USER, "password": password}}})
-    };
+    let auth = |password: &str| json!({"auths": {format!("127.0.0.1:{}", registry.port): {"username": USER, "password": password}}});
     let helper = file("helper.json", json!({"credsStore": "desktop"}).to_string());
     let mut options = fixture.options();
     options.registry_auth = vec![fixture.dir.path().join("none.json"), helper.clone()];
     let error = fixture.pull_with(&reference, &options).unwrap_err();
-    assert!(error.hint().unwrap().contains("desktop"), "{:?}", error.hint());
+    assert!(
+        error.hint().unwrap().contains("desktop"),
+        "{:?}",
+        error.hint()
+    );
 
     options.registry_auth = vec![file("wrong.json", auth("wrong").to_string())];
     let error = fixture.pull_with(&reference, &options).unwrap_err();
-    assert!(matches!(oci_error(error), OciError::Denied { known: true, .. }));
+    assert!(matches!(
+        oci_error(error),
+        OciError::Denied { known: true, .. }
+    ));
 
     let damaged = file("damaged.json", "{".to_owned());
     options.registry_auth = vec![damaged.clone()];
@@ -336,12 +394,17 @@ fn the_image_for_this_machine_is_chosen() {
     let pulled = fixture.pull(&registry.reference("n:both")).unwrap();
     assert_eq!(pulled.digest(), Some(wanted));
     assert!(pulled.path().join("here").exists());
-    let pinned = fixture.pull(&registry.reference(&format!("n@{both}"))).unwrap();
+    let pinned = fixture
+        .pull(&registry.reference(&format!("n@{both}")))
+        .unwrap();
     assert_eq!(pinned.path(), pulled.path());
 
     let error = oci_error(fixture.pull(&registry.reference("n:other")).unwrap_err());
     let text = error.to_string();
-    assert!(text.contains("only for linux/s390x") && text.contains(native()), "{text}");
+    assert!(
+        text.contains("only for linux/s390x") && text.contains(native()),
+        "{text}"
+    );
     // A single image says so in its configuration.
     let single = registry.push_parts("n", "s390x", &[base()]);
     registry.push_manifest("n", "single", &single);
@@ -350,9 +413,13 @@ fn the_image_for_this_machine_is_chosen() {
 
     let mut options = fixture.options();
     options.checksum = Some(wanted);
-    fixture.pull_with(&registry.reference("n:both"), &options).unwrap();
+    fixture
+        .pull_with(&registry.reference("n:both"), &options)
+        .unwrap();
     options.checksum = Some(Digest::Sha256([7; 32]));
-    let error = fixture.pull_with(&registry.reference("n:both"), &options).unwrap_err();
+    let error = fixture
+        .pull_with(&registry.reference("n:both"), &options)
+        .unwrap_err();
     assert!(matches!(error, ImageError::Mismatch { .. }), "{error}");
     let missing = oci_error(fixture.pull(&registry.reference("n:none")).unwrap_err());
     assert!(matches!(missing, OciError::NotFound { .. }), "{missing}");
@@ -379,13 +446,19 @@ fn no_bytes_but_those_named_are_unpacked() {
     bytes.push(0);
     fs::write(&file, &bytes).unwrap();
     let error = oci_error(fixture.pull(&registry.reference("n:damaged")).unwrap_err());
-    assert!(matches!(&error, OciError::Size { what, .. } if what == "layer 2"), "{error}");
+    assert!(
+        matches!(&error, OciError::Size { what, .. } if what == "layer 2"),
+        "{error}"
+    );
 
     let mut lying = layer(ZSTD, &[File("lying", b"x")]);
     lying.diff_id = sha256(b"something else");
     registry.push("n", "lying", &[base(), lying]);
     let error = oci_error(fixture.pull(&registry.reference("n:lying")).unwrap_err());
-    assert!(matches!(&error, OciError::Digest { what, .. } if what == "content of layer 2"), "{error}");
+    assert!(
+        matches!(&error, OciError::Digest { what, .. } if what == "content of layer 2"),
+        "{error}"
+    );
 
     let evil = layer(GZIP, &[File("usr/.wh...", b"")]);
     registry.push("n", "evil", &[base(), evil]);
@@ -395,7 +468,10 @@ fn no_bytes_but_those_named_are_unpacked() {
 
     registry.push("n", "no-os", &[layer(TAR, &[File("a", b"x")])]);
     let error = fixture.pull(&registry.reference("n:no-os")).unwrap_err();
-    assert!(matches!(error, ImageError::NoTree { missing: "usr", .. }), "{error}");
+    assert!(
+        matches!(error, ImageError::NoTree { missing: "usr", .. }),
+        "{error}"
+    );
     assert_eq!(blobs(), Vec::<String>::new());
     assert!(fixture.store.list().unwrap().is_empty());
 }
@@ -403,14 +479,24 @@ fn no_bytes_but_those_named_are_unpacked() {
 #[test]
 fn an_image_without_systemd_is_one_with_a_notice() {
     let registry = Registry::open();
-    let bare = layer(GZIP, &[Folder("usr/", 0o755), File("etc/os-release", b"ID=bare\n")]);
+    let bare = layer(
+        GZIP,
+        &[Folder("usr/", 0o755), File("etc/os-release", b"ID=bare\n")],
+    );
     // Two blocks of zeros are an archive too.
     registry.push("n", "latest", &[bare, pack(TAR, &[0; 1024])]);
     let fixture = Fixture::new();
     let mut notices = Notices::default();
     let reference = registry.reference("n").parse().unwrap();
-    fixture.store.pull(&reference, &fixture.options(), &mut notices).unwrap();
-    assert!(notices.0.iter().any(|text| text.contains("no systemd")), "{:?}", notices.0);
+    fixture
+        .store
+        .pull(&reference, &fixture.options(), &mut notices)
+        .unwrap();
+    assert!(
+        notices.0.iter().any(|text| text.contains("no systemd")),
+        "{:?}",
+        notices.0
+    );
 }
 
 /// A registry of one image behind `guard`, whose blobs are at another server.
@@ -422,13 +508,19 @@ fn fake(front: &Front, blobs: &Front, layers: &[Layer], guard: Option<(String, S
         guard: guard.clone(),
         ..answer
     };
-    let content_type = ("content-type", "application/vnd.oci.image.manifest.v1+json".to_owned());
+    let content_type = (
+        "content-type",
+        "application/vnd.oci.image.manifest.v1+json".to_owned(),
+    );
     let answer = Answer {
         headers: vec![content_type],
         ..Answer::ok(manifest)
     };
     front.set("/v2/n/manifests/latest", guarded(answer));
-    front.set(&format!("/v2/n/blobs/{}", sha256(&config)), guarded(Answer::ok(config)));
+    front.set(
+        &format!("/v2/n/blobs/{}", sha256(&config)),
+        guarded(Answer::ok(config)),
+    );
     for layer in layers {
         let digest = sha256(&layer.packed);
         let path = format!("/store/{digest}");
@@ -456,17 +548,27 @@ fn a_token_goes_to_the_registry_alone() {
     );
     let guard = ("Bearer the-token".to_owned(), challenge);
     fake(&front, &blobs, &[base()], Some(guard));
-    tokens.set("/token", Answer::ok(r#"{"token": "the-token", "expires_in": 60}"#));
+    tokens.set(
+        "/token",
+        Answer::ok(r#"{"token": "the-token", "expires_in": 60}"#),
+    );
     let reference = format!("oci:127.0.0.1:{}/n", front.port);
     let fixture = Fixture::new();
     fixture.pull(&reference).unwrap();
     let asked = tokens.seen();
     assert_eq!(asked.len(), 1, "{asked:?}");
-    assert_eq!(asked[0].line, "GET /token?scope=repository%3An%3Apull&service=tests");
+    assert_eq!(
+        asked[0].line,
+        "GET /token?scope=repository%3An%3Apull&service=tests"
+    );
     assert_eq!(asked[0].header("authorization"), None);
     let asked = blobs.seen();
     assert_eq!(asked.len(), 1, "{asked:?}");
-    assert_eq!(asked[0].header("authorization"), None, "a token left the registry");
+    assert_eq!(
+        asked[0].header("authorization"),
+        None,
+        "a token left the registry"
+    );
     let last = front.seen().pop().unwrap();
     assert_eq!(last.header("authorization"), Some("Bearer the-token"));
 
@@ -485,14 +587,26 @@ fn a_token_goes_to_the_registry_alone() {
         let asked = tokens.seen();
         assert!(asked[0].line.starts_with(method), "{asked:?}");
         if method == "GET" {
-            assert_eq!(asked[0].header("authorization"), Some("Basic bmluYTpzM2NyZXQ="));
+            assert_eq!(
+                asked[0].header("authorization"),
+                Some("Basic bmluYTpzM2NyZXQ=")
+            );
         } else {
-            assert!(asked[0].body.contains("refresh_token=long-lived"), "{asked:?}");
-            assert!(asked[0].body.contains("grant_type=refresh_token"), "{asked:?}");
+            assert!(
+                asked[0].body.contains("refresh_token=long-lived"),
+                "{asked:?}"
+            );
+            assert!(
+                asked[0].body.contains("grant_type=refresh_token"),
+                "{asked:?}"
+            );
         }
     }
     // A realm elsewhere is not asked in the open, with or without a password.
-    let guard = ("x".to_owned(), "Bearer realm=\"http://192.0.2.1/token\"".to_owned());
+    let guard = (
+        "x".to_owned(),
+        "Bearer realm=\"http://192.0.2.1/token\"".to_owned(),
+    );
     fake(&front, &blobs, &[base()], Some(guard));
     let fresh = Fixture::new();
     let error = oci_error(fresh.pull(&reference).unwrap_err());
@@ -506,7 +620,9 @@ fn a_token_goes_to_the_registry_alone() {
 #[test]
 fn a_broken_layer_goes_on_where_it_stopped() {
     let (front, blobs) = (Front::start(), Front::start());
-    let noise: Vec<u8> = (0..400_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let noise: Vec<u8> = (0..400_000_u32)
+        .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
+        .collect();
     let big = layer(TAR, &[File("big", &noise)]);
     let path = format!("/store/{}", sha256(&big.packed));
     let layers = [base(), big];
@@ -521,13 +637,20 @@ fn a_broken_layer_goes_on_where_it_stopped() {
     let fixture = Fixture::new();
     let error = fixture.pull(&reference).unwrap_err();
     assert!(matches!(error, ImageError::Download(_)), "{error}");
-    assert!(fixture.left().iter().any(|name| name.ends_with("-1.data")), "{:?}", fixture.left());
+    assert!(
+        fixture.left().iter().any(|name| name.ends_with("-1.data")),
+        "{:?}",
+        fixture.left()
+    );
     blobs.seen();
     let image = fixture.pull(&reference).unwrap();
     assert_eq!(image.digest(), Some(digest));
     assert!(fs::read(image.path().join("big")).unwrap() == noise);
     let asked = blobs.seen();
-    let range = asked.iter().find(|asked| asked.line.contains(&path)).unwrap();
+    let range = asked
+        .iter()
+        .find(|asked| asked.line.contains(&path))
+        .unwrap();
     let from = range.header("range").unwrap();
     assert!(from.starts_with("bytes=") && from != "bytes=0-", "{from}");
     assert_eq!(fixture.left(), Vec::<String>::new());
@@ -546,8 +669,14 @@ fn what_is_known_and_not_offered_is_named() {
     };
     let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
     let table = [
-        (json!({"schemaVersion": 1, "fsLayers": []}), "docker schema 1"),
-        (with(&|m| m["layers"][0]["mediaType"] = json!(foreign)), foreign),
+        (
+            json!({"schemaVersion": 1, "fsLayers": []}),
+            "docker schema 1",
+        ),
+        (
+            with(&|m| m["layers"][0]["mediaType"] = json!(foreign)),
+            foreign,
+        ),
         (
             with(&|m| m["layers"][0]["mediaType"] = json!("application/x-helm")),
             "application/x-helm",
@@ -557,8 +686,14 @@ fn what_is_known_and_not_offered_is_named() {
             "helm.config",
         ),
         (with(&|m| m["manifests"] = json!([])), "at once"),
-        (with(&|m| m["schemaVersion"] = json!(3)), "schema version is 3"),
-        (with(&|m| m["layers"][0]["size"] = json!(1_u64 << 50)), "layers have"),
+        (
+            with(&|m| m["schemaVersion"] = json!(3)),
+            "schema version is 3",
+        ),
+        (
+            with(&|m| m["layers"][0]["size"] = json!(1_u64 << 50)),
+            "layers have",
+        ),
         (
             with(&|m| {
                 let layer = m["layers"][0].clone();

@@ -183,7 +183,11 @@ fn covers(key: &str, image: &OciReference) -> Option<usize> {
             (host, path.trim_end_matches('/'))
         }
     };
-    let path = if matches!(path, "v1" | "v2") { "" } else { path };
+    let path = if matches!(path, "v1" | "v2") {
+        ""
+    } else {
+        path
+    };
     if reference::registry_name(host) != image.registry() {
         return None;
     }
@@ -253,7 +257,10 @@ mod tests {
         let file = AuthFile::parse(br#"{"auths": {"a.io": {"auth": "YTpi"}}}"#).unwrap();
         let found = file.find(&"a.io/b".parse().unwrap()).unwrap();
         let shown = format!("{file:?} {found:?}");
-        assert!(!shown.contains("YTpi") && !shown.contains("\"b\""), "{shown}");
+        assert!(
+            !shown.contains("YTpi") && !shown.contains("\"b\""),
+            "{shown}"
+        );
         let error = AuthFile::parse(br#"{"auths": {"a.io": {"auth": 7}}, "s3cret"#).unwrap_err();
         assert!(!error.contains("s3cret"), "{error}");
     }

@@ -93,7 +93,10 @@ mod tests {
         let hub = r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:library/debian:pull,push""#;
         let table: [(&str, Vec<Challenge>); 9] = [
             (hub, vec![bearer]),
-            (r#"Basic realm="x y""#, vec![challenge("basic", &[("realm", "x y")])]),
+            (
+                r#"Basic realm="x y""#,
+                vec![challenge("basic", &[("realm", "x y")])],
+            ),
             ("BASIC", vec![challenge("basic", &[])]),
             (
                 r#"Basic realm="a", Bearer realm = "b" , service=c"#,
@@ -102,8 +105,14 @@ mod tests {
                     challenge("bearer", &[("realm", "b"), ("service", "c")]),
                 ],
             ),
-            (r#"Bearer realm="a\"b\\c""#, vec![challenge("bearer", &[("realm", "a\"b\\c")])]),
-            (r#"Bearer realm="open"#, vec![challenge("bearer", &[("realm", "open")])]),
+            (
+                r#"Bearer realm="a\"b\\c""#,
+                vec![challenge("bearer", &[("realm", "a\"b\\c")])],
+            ),
+            (
+                r#"Bearer realm="open"#,
+                vec![challenge("bearer", &[("realm", "open")])],
+            ),
             ("", vec![]),
             ("realm=x", vec![]),
             ("\"", vec![]),
@@ -111,6 +120,9 @@ mod tests {
         for (text, expected) in table {
             assert_eq!(Challenge::parse(text), expected, "{text}");
         }
-        assert_eq!(Challenge::parse(hub)[0].get("service"), Some("registry.docker.io"));
+        assert_eq!(
+            Challenge::parse(hub)[0].get("service"),
+            Some("registry.docker.io")
+        );
     }
 }

@@ -138,7 +138,9 @@ impl Layers<'_> {
             }
         })?;
         self.options.cancel.check()?;
-        let results = results.into_inner().unwrap_or_else(|error| error.into_inner());
+        let results = results
+            .into_inner()
+            .unwrap_or_else(|error| error.into_inner());
         let mut ready = Vec::new();
         let mut failed = None;
         for result in results {
@@ -354,9 +356,14 @@ impl Layers<'_> {
 
 /// Whether there is something that systemd-nspawn would boot. Source: systemd, src/nspawn/nspawn.c.
 fn has_init(tree: &Path) -> bool {
-    ["usr/lib/systemd/systemd", "lib/systemd/systemd", "sbin/init", "usr/sbin/init"]
-        .iter()
-        .any(|name| fs::symlink_metadata(tree.join(name)).is_ok())
+    [
+        "usr/lib/systemd/systemd",
+        "lib/systemd/systemd",
+        "sbin/init",
+        "usr/sbin/init",
+    ]
+    .iter()
+    .any(|name| fs::symlink_metadata(tree.join(name)).is_ok())
 }
 
 /// A stream that is hashed as it is read.

@@ -143,7 +143,10 @@ fn senseless(what: &'static str, reason: impl ToString) -> OciError {
 impl RawDescriptor {
     fn check(self, what: &'static str) -> Result<Descriptor, OciError> {
         Ok(Descriptor {
-            digest: self.digest.parse().map_err(|error| senseless(what, error))?,
+            digest: self
+                .digest
+                .parse()
+                .map_err(|error| senseless(what, error))?,
             media_type: self.media_type,
             size: self.size,
         })
@@ -295,9 +298,7 @@ impl Index {
         };
         match entry.manifest.media_type.as_str() {
             OCI_MANIFEST | DOCKER_MANIFEST | "" => Ok(&entry.manifest),
-            OCI_INDEX | DOCKER_LIST => {
-                Err(OciError::Unsupported("an index of indexes".to_owned()))
-            }
+            OCI_INDEX | DOCKER_LIST => Err(OciError::Unsupported("an index of indexes".to_owned())),
             other => Err(OciError::Unsupported(format!("a {other:?}"))),
         }
     }

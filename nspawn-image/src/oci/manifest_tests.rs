@@ -25,7 +25,11 @@ fn an_index_as_docker_hub_sends_it() {
     let Ok(Document::Index(index)) = Document::parse(text.as_bytes(), Some(OCI_INDEX)) else {
         panic!("no index");
     };
-    let chosen = |name: &str| index.choose(&platform(name)).map(|found| found.digest.to_string());
+    let chosen = |name: &str| {
+        index
+            .choose(&platform(name))
+            .map(|found| found.digest.to_string())
+    };
     assert_eq!(chosen("amd64").unwrap(), third);
     assert_eq!(chosen("arm64").unwrap(), first);
     let error = chosen("s390x").unwrap_err().to_string();
@@ -48,15 +52,29 @@ fn what_a_document_is_must_be_told_in_one_way() {
         Some("application/vnd.docker.distribution.manifest.v2+json; charset=utf-8"),
         Some("application/octet-stream"),
     ] {
-        assert!(matches!(parse(&manifest, kind), Ok(Document::Manifest(_))), "{kind:?}");
+        assert!(
+            matches!(parse(&manifest, kind), Ok(Document::Manifest(_))),
+            "{kind:?}"
+        );
     }
-    let named = manifest.replace("\"config\"", &format!("\"mediaType\": \"{OCI_INDEX}\", \"config\""));
+    let named = manifest.replace(
+        "\"config\"",
+        &format!("\"mediaType\": \"{OCI_INDEX}\", \"config\""),
+    );
     let table = [
         (manifest.as_str(), Some(DOCKER_LIST), "is called"),
         (&named, None, "is called"),
         ("{}", None, "schemaVersion"),
-        (r#"{"schemaVersion": 2}"#, None, "neither layers nor manifests"),
-        (r#"{"schemaVersion": 2, "layers": []}"#, None, "neither layers"),
+        (
+            r#"{"schemaVersion": 2}"#,
+            None,
+            "neither layers nor manifests",
+        ),
+        (
+            r#"{"schemaVersion": 2, "layers": []}"#,
+            None,
+            "neither layers",
+        ),
         (r#"{"schemaVersion": 1}"#, None, "schema 1"),
         ("[", None, "makes no sense"),
         ("", None, "makes no sense"),

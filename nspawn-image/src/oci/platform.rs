@@ -86,14 +86,34 @@ mod tests {
     #[test]
     fn the_best_that_runs_here_is_taken() {
         let table: [(&str, &[&str], Option<&str>); 10] = [
-            ("linux/amd64", &["linux/arm64", "linux/amd64"], Some("linux/amd64")),
-            ("linux/amd64", &["linux/amd64/v3", "linux/amd64"], Some("linux/amd64")),
+            (
+                "linux/amd64",
+                &["linux/arm64", "linux/amd64"],
+                Some("linux/amd64"),
+            ),
+            (
+                "linux/amd64",
+                &["linux/amd64/v3", "linux/amd64"],
+                Some("linux/amd64"),
+            ),
             ("linux/amd64", &["linux/amd64/v1"], Some("linux/amd64/v1")),
             ("linux/amd64", &["linux/amd64/v3"], None),
             ("linux/amd64", &["windows/amd64"], None),
-            ("linux/arm64/v8", &["linux/arm/v7", "linux/arm64"], Some("linux/arm64")),
-            ("linux/arm64/v8", &["linux/arm64/v9", "linux/arm64/v8"], Some("linux/arm64/v8")),
-            ("linux/arm/v7", &["linux/arm/v5", "linux/arm/v6", "linux/arm/v8"], Some("linux/arm/v6")),
+            (
+                "linux/arm64/v8",
+                &["linux/arm/v7", "linux/arm64"],
+                Some("linux/arm64"),
+            ),
+            (
+                "linux/arm64/v8",
+                &["linux/arm64/v9", "linux/arm64/v8"],
+                Some("linux/arm64/v8"),
+            ),
+            (
+                "linux/arm/v7",
+                &["linux/arm/v5", "linux/arm/v6", "linux/arm/v8"],
+                Some("linux/arm/v6"),
+            ),
             ("linux/riscv64", &["linux/riscv64"], Some("linux/riscv64")),
             ("linux/amd64", &["linux/amd64/strange"], None),
         ];
@@ -106,6 +126,6 @@ mod tests {
             assert_eq!(best.map(|(_, text)| text), expected, "{machine}");
         }
         assert_eq!(platform("linux/arm/v6").to_string(), "linux/arm/v6");
-        assert_eq!(Platform::native().fit(&Platform::native()).is_some(), true);
+        assert!(Platform::native().fit(&Platform::native()).is_some());
     }
 }

@@ -72,7 +72,10 @@ impl OciReference {
     /// The registry's host, without a port and without the brackets of an IPv6 address.
     pub fn host(&self) -> &str {
         let endpoint = self.endpoint();
-        match endpoint.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        match endpoint
+            .strip_prefix('[')
+            .and_then(|rest| rest.split_once(']'))
+        {
             Some((address, _)) => address,
             None => endpoint.split_once(':').map_or(endpoint, |(host, _)| host),
         }
@@ -82,7 +85,9 @@ impl OciReference {
     pub fn is_loopback(&self) -> bool {
         let host = self.host();
         host.eq_ignore_ascii_case("localhost")
-            || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+            || host
+                .parse()
+                .is_ok_and(|address: IpAddr| address.is_loopback())
     }
 
     /// What a manifest is asked for by.
@@ -176,7 +181,10 @@ impl fmt::Display for OciReference {
             let short = short.filter(|short| !short.contains('/'));
             let name = short.unwrap_or(&self.repository);
             // A first part that looks like a registry keeps the real one before it.
-            if name.split_once('/').is_some_and(|(first, _)| is_registry(first)) {
+            if name
+                .split_once('/')
+                .is_some_and(|(first, _)| is_registry(first))
+            {
                 write!(f, "{HUB}/")?;
             }
             f.write_str(name)?;
@@ -205,9 +213,7 @@ fn check_registry(text: &str) -> Result<(), ReferenceError> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
             let (address, rest) = rest.split_once(']').ok_or_else(fail)?;
-            address
-                .parse::<std::net::Ipv6Addr>()
-                .map_err(|_| fail())?;
+            address.parse::<std::net::Ipv6Addr>().map_err(|_| fail())?;
             match rest.strip_prefix(':') {
                 Some(port) => ("ipv6", Some(port)),
                 None if rest.is_empty() => ("ipv6", None),
@@ -221,7 +227,9 @@ fn check_registry(text: &str) -> Result<(), ReferenceError> {
     };
     let label = |label: &str| {
         !label.is_empty()
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
@@ -266,21 +274,93 @@ mod tests {
         let long = format!("ghcr.io/o/n:1@{DIGEST}");
         let pinned = format!("ghcr.io/o/n@{DIGEST}");
         let table: [(&str, &str, &str, Option<&str>, &str); 16] = [
-            ("debian", "docker.io", "library/debian", Some("latest"), "debian"),
-            ("debian:12", "docker.io", "library/debian", Some("12"), "debian:12"),
-            ("docker.io/debian", "docker.io", "library/debian", Some("latest"), "debian"),
-            ("index.docker.io/library/debian:12", "docker.io", "library/debian", Some("12"), "debian:12"),
-            ("grafana/grafana", "docker.io", "grafana/grafana", Some("latest"), "grafana/grafana"),
-            ("library/a/b", "docker.io", "library/a/b", Some("latest"), "library/a/b"),
-            ("docker.io/a.b/c", "docker.io", "a.b/c", Some("latest"), "docker.io/a.b/c"),
+            (
+                "debian",
+                "docker.io",
+                "library/debian",
+                Some("latest"),
+                "debian",
+            ),
+            (
+                "debian:12",
+                "docker.io",
+                "library/debian",
+                Some("12"),
+                "debian:12",
+            ),
+            (
+                "docker.io/debian",
+                "docker.io",
+                "library/debian",
+                Some("latest"),
+                "debian",
+            ),
+            (
+                "index.docker.io/library/debian:12",
+                "docker.io",
+                "library/debian",
+                Some("12"),
+                "debian:12",
+            ),
+            (
+                "grafana/grafana",
+                "docker.io",
+                "grafana/grafana",
+                Some("latest"),
+                "grafana/grafana",
+            ),
+            (
+                "library/a/b",
+                "docker.io",
+                "library/a/b",
+                Some("latest"),
+                "library/a/b",
+            ),
+            (
+                "docker.io/a.b/c",
+                "docker.io",
+                "a.b/c",
+                Some("latest"),
+                "docker.io/a.b/c",
+            ),
             (&pinned, "ghcr.io", "o/n", None, &pinned),
             (&long, "ghcr.io", "o/n", Some("1"), &long),
-            ("localhost:5000/n:tag", "localhost:5000", "n", Some("tag"), "localhost:5000/n:tag"),
-            ("localhost/n", "localhost", "n", Some("latest"), "localhost/n"),
-            ("127.0.0.1:5000/n", "127.0.0.1:5000", "n", Some("latest"), "127.0.0.1:5000/n"),
-            ("[::1]:5000/n", "[::1]:5000", "n", Some("latest"), "[::1]:5000/n"),
+            (
+                "localhost:5000/n:tag",
+                "localhost:5000",
+                "n",
+                Some("tag"),
+                "localhost:5000/n:tag",
+            ),
+            (
+                "localhost/n",
+                "localhost",
+                "n",
+                Some("latest"),
+                "localhost/n",
+            ),
+            (
+                "127.0.0.1:5000/n",
+                "127.0.0.1:5000",
+                "n",
+                Some("latest"),
+                "127.0.0.1:5000/n",
+            ),
+            (
+                "[::1]:5000/n",
+                "[::1]:5000",
+                "n",
+                Some("latest"),
+                "[::1]:5000/n",
+            ),
             ("Registry/n", "registry", "n", Some("latest"), ""),
-            ("quay.io/a/b/c/d__e--f.g:v1.2_3-4", "quay.io", "a/b/c/d__e--f.g", Some("v1.2_3-4"), "quay.io/a/b/c/d__e--f.g:v1.2_3-4"),
+            (
+                "quay.io/a/b/c/d__e--f.g:v1.2_3-4",
+                "quay.io",
+                "a/b/c/d__e--f.g",
+                Some("v1.2_3-4"),
+                "quay.io/a/b/c/d__e--f.g:v1.2_3-4",
+            ),
             ("host:1/a:b", "host:1", "a", Some("b"), "host:1/a:b"),
         ];
         for (text, registry, repository, tag, shown) in table {
@@ -327,7 +407,11 @@ mod tests {
             assert_eq!(text.parse::<OciReference>(), Err(expected), "{text}");
         }
         assert!("a:".to_owned().parse::<OciReference>().is_err());
-        assert!(format!("{}/b", "a".repeat(260)).parse::<OciReference>().is_err());
+        assert!(
+            format!("{}/b", "a".repeat(260))
+                .parse::<OciReference>()
+                .is_err()
+        );
     }
 
     #[test]

@@ -158,9 +158,9 @@ impl<'a> Registry<'a> {
                 )?;
                 match self.parse(&answer)? {
                     Document::Manifest(manifest) => Ok(Resolved { manifest, digests }),
-                    Document::Index(_) => Err(self.fail(OciError::Unsupported(
-                        "an index of indexes".to_owned(),
-                    ))),
+                    Document::Index(_) => {
+                        Err(self.fail(OciError::Unsupported("an index of indexes".to_owned())))
+                    }
                 }
             }
         }
@@ -176,7 +176,12 @@ impl<'a> Registry<'a> {
         }
         let url = self.blob_url(&manifest.config)?;
         let answer = self.ask(&url, &[], CONFIG, what)?;
-        self.check(what, &answer.body, Some(&manifest.config.digest), Some(size))?;
+        self.check(
+            what,
+            &answer.body,
+            Some(&manifest.config.digest),
+            Some(size),
+        )?;
         let config = ImageConfig::parse(&answer.body).map_err(|source| self.fail(source))?;
         let native = Platform::native();
         if config.platform.fit(&native).is_none() {
@@ -220,7 +225,10 @@ impl<'a> Registry<'a> {
             }));
         }
         let wanted = [self.options.checksum.as_ref(), expected];
-        let sha512 = wanted.into_iter().flatten().find(|d| d.algorithm() == "sha512");
+        let sha512 = wanted
+            .into_iter()
+            .flatten()
+            .find(|d| d.algorithm() == "sha512");
         let mut hasher = Hasher::new(sha512);
         hasher.update(bytes);
         let digests = hasher.finish();
@@ -286,23 +294,23 @@ impl<'a> Registry<'a> {
         }
         let registry = || self.image.registry().to_owned();
         match answer.status {
-            200 => Ok(Answer {
-                content_type: answer
-                    .headers
-                    .get(CONTENT_TYPE)
-                    .and_then(|value| value.to_str().ok())
-                    .map(str::to_owned),
-                body: answer.body,
-            }),
             404 | 410 => Err(self.fail(OciError::NotFound {
                 registry: registry(),
                 what: format!("{} ({what})", self.image.repository()),
             })),
             401 | 403 => Err(self.denied()),
-            status => Err(self.fail(OciError::Status {
+            429 => Err(self.fail(OciError::Status {
                 registry: registry(),
-                status,
+                status: answer.status,
             })),
+            _ => Ok(Answer {
+                content_type: answer
+                    .headers
+                    .get(CONTENT_TYPE)
+                    .and_then(|value| value.to_str().ok())
+                    .map(str::to_owned),
+                body: answer.found(url)?,
+            }),
         }
     }
 

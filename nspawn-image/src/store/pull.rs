@@ -234,7 +234,11 @@ impl Store {
     }
 
     /// What is in the store under this key, where it is the one wanted.
-    pub(super) fn reuse(&self, key: &str, options: &PullOptions) -> Result<Option<Image>, ImageError> {
+    pub(super) fn reuse(
+        &self,
+        key: &str,
+        options: &PullOptions,
+    ) -> Result<Option<Image>, ImageError> {
         let Some((name, record)) = self.find(key)? else {
             return Ok(None);
         };

@@ -122,7 +122,9 @@ impl<R: Read, E: Fn(io::Error) -> UnpackError> Archive<R, E> {
                 return Ok(None);
             }
             check_sum(&header)?;
-            let size = header.entry_size().map_err(|error| damaged(error.to_string()))?;
+            let size = header
+                .entry_size()
+                .map_err(|error| damaged(error.to_string()))?;
             let kind = header.entry_type();
             let slot = match kind {
                 EntryType::GNULongName => &mut long_name,
@@ -138,7 +140,11 @@ impl<R: Read, E: Fn(io::Error) -> UnpackError> Archive<R, E> {
                     self.global = global;
                     continue;
                 }
-                _ => return self.entry(header, size, (long_name, long_link, pax)).map(Some),
+                _ => {
+                    return self
+                        .entry(header, size, [long_name, long_link, pax])
+                        .map(Some);
+                }
             };
             if slot.is_some() {
                 return Err(damaged("two extended headers of one kind for one entry"));
@@ -161,7 +167,9 @@ impl<R: Read, E: Fn(io::Error) -> UnpackError> Archive<R, E> {
                 self.in_piece = 0;
                 continue;
             }
-            let want = usize::try_from(rest).unwrap_or(usize::MAX).min(buffer.len());
+            let want = usize::try_from(rest)
+                .unwrap_or(usize::MAX)
+                .min(buffer.len());
             let count = self.fill(&mut buffer[..want])?;
             if count < want {
                 return Err(self.cut());
@@ -178,7 +186,7 @@ impl<R: Read, E: Fn(io::Error) -> UnpackError> Archive<R, E> {
         &mut self,
         header: Header,
         size: u64,
-        (long_name, long_link, records): (Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>),
+        [long_name, long_link, records]: [Option<Vec<u8>>; 3],
     ) -> Result<Entry, UnpackError> {
         let bad = |error: io::Error| damaged(error.to_string());
         let old = header.as_old();
@@ -425,8 +433,8 @@ impl<R: Read, E: Fn(io::Error) -> UnpackError> Archive<R, E> {
         if rest == 0 {
             return Ok(());
         }
-        let passed = io::copy(&mut (&mut self.input).take(rest), &mut io::sink())
-            .map_err(&self.explain)?;
+        let passed =
+            io::copy(&mut (&mut self.input).take(rest), &mut io::sink()).map_err(&self.explain)?;
         if passed < rest {
             return Err(self.cut());
         }

@@ -32,13 +32,26 @@ fn made(key: &str, value: &[u8]) -> Vec<u8> {
     while length.to_string().len() + rest != length {
         length = length.to_string().len() + rest;
     }
-    [length.to_string().as_bytes(), b" ", key.as_bytes(), b"=", value, b"\n"].concat()
+    [
+        length.to_string().as_bytes(),
+        b" ",
+        key.as_bytes(),
+        b"=",
+        value,
+        b"\n",
+    ]
+    .concat()
 }
 
 /// An extended header and the file that it is of.
 fn with_pax(records: &[(&str, &[u8])], name: &str, content: &[u8]) -> Vec<u8> {
-    let records: Vec<u8> = records.iter().flat_map(|(key, value)| made(key, value)).collect();
-    let mut archive = header(EntryType::XHeader, "pax", records.len() as u64).as_bytes().to_vec();
+    let records: Vec<u8> = records
+        .iter()
+        .flat_map(|(key, value)| made(key, value))
+        .collect();
+    let mut archive = header(EntryType::XHeader, "pax", records.len() as u64)
+        .as_bytes()
+        .to_vec();
     archive.extend(padded(records));
     archive.extend(header(EntryType::Regular, name, content.len() as u64).as_bytes());
     archive.extend(padded(content.to_vec()));
@@ -97,7 +110,11 @@ fn every_version_of_a_sparse_file_in_the_pax_format() {
     let mut with_map = padded(b"2\n1024\n512\n4096\n5\n".to_vec());
     with_map.extend(&data);
     for (records, content) in [(old, &data), (listed, &data), (newest, &with_map)] {
-        let name = if records == old { "disk.raw" } else { "GNUSparseFile.1/disk.raw" };
+        let name = if records == old {
+            "disk.raw"
+        } else {
+            "GNUSparseFile.1/disk.raw"
+        };
         let mut archive = with_pax(records, name, content);
         archive.extend(header(EntryType::Regular, "next", 0).as_bytes());
         let found = read(&archive).unwrap();
@@ -111,7 +128,11 @@ fn every_version_of_a_sparse_file_in_the_pax_format() {
 #[test]
 fn a_map_that_cannot_be_right_is_refused() {
     let with = |size: &'static [u8], map: &'static [u8]| {
-        with_pax(&[("GNU.sparse.size", size), ("GNU.sparse.map", map)], "f", &[1; 517])
+        with_pax(
+            &[("GNU.sparse.size", size), ("GNU.sparse.map", map)],
+            "f",
+            &[1; 517],
+        )
     };
     read(&with(b"9999", b"0,512,4096,5")).unwrap();
     for (size, map) in [
@@ -155,7 +176,9 @@ fn a_map_that_cannot_be_right_is_refused() {
 fn what_makes_no_sense_is_refused_before_it_costs_anything() {
     let mut sum = header(EntryType::Regular, "a", 0).as_bytes().to_vec();
     sum[0] = b'b';
-    let huge = header(EntryType::XHeader, "pax", 1 << 33).as_bytes().to_vec();
+    let huge = header(EntryType::XHeader, "pax", 1 << 33)
+        .as_bytes()
+        .to_vec();
     let cut = header(EntryType::Regular, "a", 700).as_bytes().to_vec();
     let dangling = [
         header(EntryType::XHeader, "pax", 0).as_bytes().to_vec(),
@@ -193,7 +216,9 @@ fn what_makes_no_sense_is_refused_before_it_costs_anything() {
 #[test]
 fn records_are_stronger_than_headers_and_the_own_stronger_than_the_global() {
     let global = made("uid", b"70000");
-    let mut archive = header(EntryType::XGlobalHeader, "g", global.len() as u64).as_bytes().to_vec();
+    let mut archive = header(EntryType::XGlobalHeader, "g", global.len() as u64)
+        .as_bytes()
+        .to_vec();
     archive.extend(padded(global));
     let long = "x".repeat(300);
     archive.extend(with_pax(
@@ -215,12 +240,27 @@ fn records_are_stronger_than_headers_and_the_own_stronger_than_the_global() {
     archive.extend(blank.as_bytes());
     let found = read(&archive).unwrap();
     let first = &found[0].0;
-    assert_eq!((first.name.len(), first.owner, first.time), (300, (70_000, 80_000), (-2, 500_000_000)));
+    assert_eq!(
+        (first.name.len(), first.owner, first.time),
+        (300, (70_000, 80_000), (-2, 500_000_000))
+    );
     assert_eq!(first.xattrs, [(b"user.a".to_vec(), b"\0binary\n".to_vec())]);
     assert_eq!(found[0].1, b"abc");
-    assert_eq!((found[1].0.kind, found[1].0.owner), (EntryType::Directory, (70_000, 2)));
+    assert_eq!(
+        (found[1].0.kind, found[1].0.owner),
+        (EntryType::Directory, (70_000, 2))
+    );
     assert_eq!(found[2].0.time, (0, 0));
-    for records in [&b"5 a=b"[..], b"6 a=b\n", b"99 a=b\n", b"a=b\n", b"6 a b\n", b"0 \n", b" ", b"2 "] {
+    for records in [
+        &b"5 a=b"[..],
+        b"6 a=b\n",
+        b"99 a=b\n",
+        b"a=b\n",
+        b"6 a b\n",
+        b"0 \n",
+        b" ",
+        b"2 ",
+    ] {
         let mut pax = Pax::default();
         let whole = records == b"6 a=b\n";
         assert_eq!(pax.read(records).is_ok(), whole, "{records:?}");

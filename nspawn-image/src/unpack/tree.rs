@@ -291,7 +291,9 @@ impl Tree {
     fn keep(&mut self, path: PathBuf, attributes: Attributes) -> Result<(), UnpackError> {
         let xattrs = attributes.xattrs.iter();
         self.folder_names += path.as_os_str().len();
-        self.folder_names += xattrs.map(|(key, value)| key.len() + value.len()).sum::<usize>();
+        self.folder_names += xattrs
+            .map(|(key, value)| key.len() + value.len())
+            .sum::<usize>();
         if self.folder_names > FOLDER_NAMES {
             return Err(UnpackError::Unsupported(
                 "more than 512 MiB of folders' names".to_owned(),

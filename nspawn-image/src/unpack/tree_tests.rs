@@ -67,7 +67,11 @@ fn a_tree_keeps_modes_links_and_times() {
     assert_eq!(
         (su.permissions().mode() & 0o7777, su.mtime(), su.nlink()),
         (
-            if rustix::process::geteuid().is_root() { 0o4755 } else { 0o755 },
+            if rustix::process::geteuid().is_root() {
+                0o4755
+            } else {
+                0o755
+            },
             1_000_000_000,
             2
         )
@@ -182,8 +186,15 @@ fn message(result: Result<(), UnpackError>) -> String {
 }
 
 /// An entry with pax records in front.
-fn with_pax(builder: &mut Builder<Vec<u8>>, records: &[(&str, &[u8])], mut header: Header, path: &str) {
-    builder.append_pax_extensions(records.iter().copied()).unwrap();
+fn with_pax(
+    builder: &mut Builder<Vec<u8>>,
+    records: &[(&str, &[u8])],
+    mut header: Header,
+    path: &str,
+) {
+    builder
+        .append_pax_extensions(records.iter().copied())
+        .unwrap();
     builder.append_data(&mut header, path, &b""[..]).unwrap();
 }
 
@@ -199,7 +210,12 @@ fn names_that_cannot_be_are_refused() {
         (b"//etc/x", "is absolute"),
     ] {
         let mut builder = Builder::new(Vec::new());
-        with_pax(&mut builder, &[("path", value)], header(EntryType::Regular, 0, 0o644), "short");
+        with_pax(
+            &mut builder,
+            &[("path", value)],
+            header(EntryType::Regular, 0, 0o644),
+            "short",
+        );
         let (dir, result) = unpack(builder.into_inner().unwrap());
         let error = message(result);
         assert!(error.contains(reason), "{error}");
@@ -209,9 +225,17 @@ fn names_that_cannot_be_are_refused() {
     for kind in [EntryType::Symlink, EntryType::Link] {
         for target in [&b""[..], b"a\0b"] {
             let mut builder = Builder::new(Vec::new());
-            with_pax(&mut builder, &[("linkpath", target)], header(kind, 0, 0o644), "link");
+            with_pax(
+                &mut builder,
+                &[("linkpath", target)],
+                header(kind, 0, 0o644),
+                "link",
+            );
             let (_dir, result) = unpack(builder.into_inner().unwrap());
-            assert!(matches!(result, Err(UnpackError::Entry { .. })), "{result:?}");
+            assert!(
+                matches!(result, Err(UnpackError::Entry { .. })),
+                "{result:?}"
+            );
         }
     }
 }
@@ -222,12 +246,26 @@ fn a_tree_as_deep_as_a_path_can_name_is_made_and_removed() {
     let mut builder = Builder::new(Vec::new());
     for turn in 0..3 {
         // Through a link, three times as deep as any path.
-        let path = if turn == 0 { deep.clone() } else { format!("link{}/{deep}", turn - 1) };
-        with_pax(&mut builder, &[("path", path.as_bytes())], header(EntryType::Directory, 0, 0o755), "x");
+        let path = if turn == 0 {
+            deep.clone()
+        } else {
+            format!("link{}/{deep}", turn - 1)
+        };
+        with_pax(
+            &mut builder,
+            &[("path", path.as_bytes())],
+            header(EntryType::Directory, 0, 0o755),
+            "x",
+        );
         let name = format!("link{turn}");
         let target = format!("/{}", path.trim_end_matches('/'));
         let link = header(EntryType::Symlink, 0, 0o777);
-        with_pax(&mut builder, &[("linkpath", target.as_bytes())], link, &name);
+        with_pax(
+            &mut builder,
+            &[("linkpath", target.as_bytes())],
+            link,
+            &name,
+        );
     }
     let (dir, result) = unpack(builder.into_inner().unwrap());
     result.unwrap();
@@ -254,14 +292,19 @@ fn what_stands_in_the_way_is_replaced() {
     builder.append_link(&mut link, "c", "b").unwrap();
     // Lands in b: the folder that was opened for c before is not used again.
     let mut file = header(EntryType::Regular, 3, 0o644);
-    builder.append_data(&mut file, "c/new", &b"new"[..]).unwrap();
+    builder
+        .append_data(&mut file, "c/new", &b"new"[..])
+        .unwrap();
     let mut own = header(EntryType::Link, 0, 0o644);
     builder.append_link(&mut own, "c/in", "b/in").unwrap();
     let (dir, result) = unpack(builder.into_inner().unwrap());
     result.unwrap();
     let tree = dir.path().join("tree");
     let read = |name: &str| fs::read_to_string(tree.join(name)).unwrap();
-    assert_eq!((read("a"), read("b/in")), ("a file now".into(), "a folder now".into()));
+    assert_eq!(
+        (read("a"), read("b/in")),
+        ("a file now".into(), "a folder now".into())
+    );
     assert_eq!(fs::read_link(tree.join("c")).unwrap(), Path::new("b"));
     assert_eq!(read("b/new"), "new");
 }
@@ -272,7 +315,9 @@ fn limits_hold_for_all_that_is_made() {
         let mut builder = Builder::new(Vec::new());
         for path in paths {
             let mut header = header(EntryType::Regular, size as u64, 0o644);
-            builder.append_data(&mut header, path, &vec![1; size][..]).unwrap();
+            builder
+                .append_data(&mut header, path, &vec![1; size][..])
+                .unwrap();
         }
         builder.into_inner().unwrap()
     };
@@ -288,11 +333,20 @@ fn limits_hold_for_all_that_is_made() {
     };
     run("fits", archive(&["a", "b", "c", "d"], 250)).unwrap();
     let error = run("many", archive(&["a", "b", "c", "d", "e"], 0)).unwrap_err();
-    assert!(matches!(error, UnpackError::Entries { limit: 4 }), "{error}");
+    assert!(
+        matches!(error, UnpackError::Entries { limit: 4 }),
+        "{error}"
+    );
     let error = run("implied", archive(&["a/b/c/d/e"], 0)).unwrap_err();
-    assert!(matches!(error, UnpackError::Entries { limit: 4 }), "{error}");
+    assert!(
+        matches!(error, UnpackError::Entries { limit: 4 }),
+        "{error}"
+    );
     let error = run("large", archive(&["a", "b"], 501)).unwrap_err();
-    assert!(matches!(error, UnpackError::TooLarge { limit: 1000 }), "{error}");
+    assert!(
+        matches!(error, UnpackError::TooLarge { limit: 1000 }),
+        "{error}"
+    );
 }
 
 #[test]
@@ -311,13 +365,30 @@ fn root_no_attribute_that_the_host_acts_on_is_kept() {
         ("SCHILY.xattr.security.ima", b"x"),
     ];
     let mut builder = Builder::new(Vec::new());
-    with_pax(&mut builder, records, header(EntryType::Regular, 0, 0o644), "file");
-    with_pax(&mut builder, records, header(EntryType::Directory, 0, 0o755), "folder/");
-    with_pax(&mut builder, records, header(EntryType::Fifo, 0, 0o600), "fifo");
+    with_pax(
+        &mut builder,
+        records,
+        header(EntryType::Regular, 0, 0o644),
+        "file",
+    );
+    with_pax(
+        &mut builder,
+        records,
+        header(EntryType::Directory, 0, 0o755),
+        "folder/",
+    );
+    with_pax(
+        &mut builder,
+        records,
+        header(EntryType::Fifo, 0, 0o600),
+        "fifo",
+    );
     let mut whiteout = header(EntryType::Char, 0, 0o600);
     whiteout.set_device_major(0).unwrap();
     whiteout.set_device_minor(0).unwrap();
-    builder.append_data(&mut whiteout, "whiteout", &b""[..]).unwrap();
+    builder
+        .append_data(&mut whiteout, "whiteout", &b""[..])
+        .unwrap();
     let (dir, result) = unpack(builder.into_inner().unwrap());
     result.unwrap();
     let tree = dir.path().join("tree");
@@ -327,7 +398,10 @@ fn root_no_attribute_that_the_host_acts_on_is_kept() {
         let count = rustix::fs::listxattr(tree.join(name), &mut names[..]).unwrap();
         let text = String::from_utf8_lossy(&names[..count]).into_owned();
         assert!(text.contains("user.kept"), "{name}: {text}");
-        assert!(!text.contains("overlay") && !text.contains("trusted"), "{name}: {text}");
+        assert!(
+            !text.contains("overlay") && !text.contains("trusted"),
+            "{name}: {text}"
+        );
         assert!(!text.contains("ima"), "{name}: {text}");
     }
 }

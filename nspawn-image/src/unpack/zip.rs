@@ -75,7 +75,9 @@ impl Import<'_> {
         let mut archive = ZipArchive::new(capped).map_err(|error| failed(damaged(error)))?;
         left.set(u64::MAX);
         let (index, format) = self.find(&mut archive, &raw)?;
-        let entry = archive.by_index(index).map_err(|error| failed(damaged(error)))?;
+        let entry = archive
+            .by_index(index)
+            .map_err(|error| failed(damaged(error)))?;
         let (size, packed) = (entry.size(), entry.compressed_size());
         let options = self.options;
         let mut stream = Stream::of(
@@ -165,8 +167,10 @@ impl Import<'_> {
             }),
             ([], Some(found)) => Err(failed(UnpackError::Unsupported(found.to_owned()))),
             (several, _) => {
-                let names: Vec<String> =
-                    several.iter().map(|(.., name)| format!("{name:?}")).collect();
+                let names: Vec<String> = several
+                    .iter()
+                    .map(|(.., name)| format!("{name:?}"))
+                    .collect();
                 let what = format!("more than one disk image ({})", names.join(", "));
                 Err(failed(UnpackError::Unsupported(what)))
             }
@@ -236,9 +240,12 @@ fn sizes(packed: u64, size: u64, mut extra: &[u8]) -> (u64, u64) {
         if u16::from_le_bytes([*a, *b]) != 1 {
             continue;
         }
-        let mut numbers = field
-            .chunks_exact(8)
-            .map(|bytes| bytes.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)));
+        let mut numbers = field.chunks_exact(8).map(|bytes| {
+            bytes
+                .iter()
+                .rev()
+                .fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+        });
         let mut wide = |own: u64| {
             if own == FULL {
                 numbers.next().unwrap_or(own)

@@ -88,7 +88,11 @@ impl Front {
     }
 }
 
-fn serve(mut stream: TcpStream, answers: &Answers, asked: &Mutex<Vec<Asked>>) -> std::io::Result<()> {
+fn serve(
+    mut stream: TcpStream,
+    answers: &Answers,
+    asked: &Mutex<Vec<Asked>>,
+) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut line = String::new();
     reader.read_line(&mut line)?;
@@ -109,7 +113,9 @@ fn serve(mut stream: TcpStream, answers: &Answers, asked: &Mutex<Vec<Asked>>) ->
         head,
         body: String::new(),
     };
-    let length = request.header("content-length").and_then(|length| length.parse().ok());
+    let length = request
+        .header("content-length")
+        .and_then(|length| length.parse().ok());
     let mut body = vec![0; length.unwrap_or(0)];
     reader.read_exact(&mut body)?;
     request.body = String::from_utf8_lossy(&body).into_owned();
@@ -119,7 +125,10 @@ fn serve(mut stream: TcpStream, answers: &Answers, asked: &Mutex<Vec<Asked>>) ->
     let mut answer = {
         let mut answers = answers.lock().unwrap();
         let Some(known) = answers.get_mut(path) else {
-            return write!(stream, "HTTP/1.1 404 X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            return write!(
+                stream,
+                "HTTP/1.1 404 X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            );
         };
         let answer = known.clone();
         known.cut = None;
@@ -134,9 +143,13 @@ fn serve(mut stream: TcpStream, answers: &Answers, asked: &Mutex<Vec<Asked>>) ->
         );
     }
     let total = answer.body.len();
-    let from = request
-        .header("range")
-        .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
+    let from = request.header("range").and_then(|range| {
+        range
+            .strip_prefix("bytes=")?
+            .strip_suffix('-')?
+            .parse::<usize>()
+            .ok()
+    });
     if answer.status == 200 && from.is_some_and(|from| from >= total) {
         return write!(
             stream,
@@ -144,11 +157,18 @@ fn serve(mut stream: TcpStream, answers: &Answers, asked: &Mutex<Vec<Asked>>) ->
         );
     }
     if let Some(from) = from.filter(|_| answer.status == 200) {
-        answer.headers.push(("content-range", format!("bytes {from}-{}/{total}", total - 1)));
+        answer.headers.push((
+            "content-range",
+            format!("bytes {from}-{}/{total}", total - 1),
+        ));
         answer.body.drain(..from);
         answer.status = 206;
     }
-    write!(stream, "HTTP/1.1 {} X\r\nconnection: close\r\n", answer.status)?;
+    write!(
+        stream,
+        "HTTP/1.1 {} X\r\nconnection: close\r\n",
+        answer.status
+    )?;
     for (name, value) in &answer.headers {
         write!(stream, "{name}: {value}\r\n")?;
     }

@@ -117,7 +117,10 @@ impl Registry {
     /// Where a blob is kept.
     pub(crate) fn blob_file(&self, digest: &Digest) -> PathBuf {
         let hex = digest.hex();
-        let name = format!("storage/docker/registry/v2/blobs/sha256/{}/{hex}/data", &hex[..2]);
+        let name = format!(
+            "storage/docker/registry/v2/blobs/sha256/{}/{hex}/data",
+            &hex[..2]
+        );
         self.dir.path().join(name)
     }
 
@@ -131,7 +134,8 @@ impl Registry {
         );
         if self.closed {
             use base64::Engine as _;
-            let secret = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{PASSWORD}"));
+            let secret =
+                base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{PASSWORD}"));
             head += &format!("authorization: Basic {secret}\r\n");
         }
         stream.write_all(head.as_bytes()).unwrap();
@@ -144,7 +148,10 @@ impl Registry {
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         let location = head
             .lines()
-            .find_map(|line| line.split_once(": ").filter(|(key, _)| key.eq_ignore_ascii_case("location")))
+            .find_map(|line| {
+                line.split_once(": ")
+                    .filter(|(key, _)| key.eq_ignore_ascii_case("location"))
+            })
             .map(|(_, value)| value.trim().to_owned())
             .unwrap_or_default();
         (status, location, answer[end + 4..].to_vec())
@@ -152,11 +159,14 @@ impl Registry {
 
     pub(crate) fn push_blob(&self, name: &str, bytes: &[u8]) -> Digest {
         let digest = sha256(bytes);
-        let (status, location, body) = self.request("POST", &format!("/v2/{name}/blobs/uploads/"), "", b"");
+        let (status, location, body) =
+            self.request("POST", &format!("/v2/{name}/blobs/uploads/"), "", b"");
         assert_eq!(status, 202, "{}", String::from_utf8_lossy(&body));
-        let path = location.split_once("127.0.0.1").map_or(location.as_str(), |(_, rest)| {
-            &rest[rest.find('/').unwrap()..]
-        });
+        let path = location
+            .split_once("127.0.0.1")
+            .map_or(location.as_str(), |(_, rest)| {
+                &rest[rest.find('/').unwrap()..]
+            });
         let path = format!("{path}&digest={digest}");
         let (status, _, body) = self.request("PUT", &path, "application/octet-stream", bytes);
         assert_eq!(status, 201, "{}", String::from_utf8_lossy(&body));
@@ -200,7 +210,10 @@ pub(crate) fn native() -> &'static str {
 
 /// The configuration and the manifest of an image.
 pub(crate) fn image(architecture: &str, layers: &[Layer]) -> (Vec<u8>, Value) {
-    let diff_ids: Vec<String> = layers.iter().map(|layer| layer.diff_id.to_string()).collect();
+    let diff_ids: Vec<String> = layers
+        .iter()
+        .map(|layer| layer.diff_id.to_string())
+        .collect();
     let config = json!({
         "os": "linux",
         "architecture": architecture,

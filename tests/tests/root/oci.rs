@@ -20,7 +20,13 @@ fn root_a_unit_runs_in_a_container_image() {
     std::fs::write(whiteout.join("etc/.wh.debian_version"), "").unwrap();
     std::fs::write(whiteout.join("etc/layer"), "second\n").unwrap();
     let archive = std::process::Command::new("tar")
-        .args(["--create", "--file=-", "--owner=0", "--group=0", "--directory"])
+        .args([
+            "--create",
+            "--file=-",
+            "--owner=0",
+            "--group=0",
+            "--directory",
+        ])
         .arg(&whiteout)
         .arg("etc")
         .output()

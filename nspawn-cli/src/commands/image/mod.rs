@@ -22,7 +22,7 @@ pub(crate) struct ImageArgs {
 
 #[derive(Subcommand, Debug)]
 enum ImageCommand {
-    Pull(pull::PullArgs),
+    Pull(Box<pull::PullArgs>),
     #[command(visible_alias = "ls")]
     List(list::ListArgs),
     #[command(visible_alias = "rm")]

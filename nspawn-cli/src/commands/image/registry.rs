@@ -17,7 +17,9 @@ impl RegistryOptions {
     /// Tells the library.
     pub(crate) fn apply(&self, reference: &ImageRef, options: &mut PullOptions) {
         if matches!(reference, ImageRef::Oci(_)) {
-            options.insecure_registries.clone_from(&self.insecure_registry);
+            options
+                .insecure_registries
+                .clone_from(&self.insecure_registry);
             options.registry_auth = auth_files(|name| std::env::var_os(name));
         }
     }
@@ -25,9 +27,16 @@ impl RegistryOptions {
 
 /// Where docker and podman keep credentials, what the environment names first.
 fn auth_files(env: impl Fn(&str) -> Option<std::ffi::OsString>) -> Vec<PathBuf> {
-    let get = |name: &str| env(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let get = |name: &str| {
+        env(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let below = |name: &str, file: &str| get(name).map(|folder| folder.join(file));
-    let named = [get("REGISTRY_AUTH_FILE"), below("DOCKER_CONFIG", "config.json")];
+    let named = [
+        get("REGISTRY_AUTH_FILE"),
+        below("DOCKER_CONFIG", "config.json"),
+    ];
     let usual = [
         below("XDG_RUNTIME_DIR", "containers/auth.json"),
         below("HOME", ".config/containers/auth.json"),
