@@ -30,7 +30,16 @@ fn stage() -> &'static Path {
             std::env::temp_dir()
         };
         let stage = above.join(format!("nspawn-fuzz-archive-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&stage);
+        // What earlier runs left, which never end in order.
+        for entry in fs::read_dir(&above).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let pid = name
+                .to_str()
+                .and_then(|name| name.strip_prefix("nspawn-fuzz-archive-"));
+            if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+                let _ = nspawn_image::remove_tree(&entry.path());
+            }
+        }
         fs::create_dir_all(stage.join("beside/folder")).expect("a folder for the stage");
         for name in ["sentinel", "beside/sentinel", "beside/folder/sentinel"] {
             fs::write(stage.join(name), name).expect("a file on the stage");
@@ -41,14 +50,23 @@ fn stage() -> &'static Path {
 
 /// What is on the stage, the tree left out: path to everything that a change would show in.
 fn seen(folder: &Path, found: &mut BTreeMap<PathBuf, (u64, u32, u64, i64, i64)>) {
-    for entry in fs::read_dir(folder).expect("the stage can be read").flatten() {
+    for entry in fs::read_dir(folder)
+        .expect("the stage can be read")
+        .flatten()
+    {
         let path = entry.path();
         if path.ends_with("tree") {
             continue;
         }
         let meta = fs::symlink_metadata(&path).expect("the stage can be read");
         // Not the access time, which reading changes.
-        let state = (meta.ino(), meta.mode(), meta.nlink(), meta.mtime(), meta.mtime_nsec());
+        let state = (
+            meta.ino(),
+            meta.mode(),
+            meta.nlink(),
+            meta.mtime(),
+            meta.mtime_nsec(),
+        );
         found.insert(path.clone(), state);
         if meta.is_dir() {
             seen(&path, found);
@@ -58,7 +76,9 @@ fn seen(folder: &Path, found: &mut BTreeMap<PathBuf, (u64, u32, u64, i64, i64)>)
 
 /// Entries and bytes of a tree, of which no more is looked at than could be wrong.
 fn weigh(folder: &Path, entries: &mut u64, bytes: &mut u64) {
-    let Ok(list) = fs::read_dir(folder) else { return };
+    let Ok(list) = fs::read_dir(folder) else {
+        return;
+    };
     for entry in list.flatten() {
         *entries += 1;
         if let Ok(meta) = entry.metadata() {
@@ -87,7 +107,10 @@ fuzz_target!(|input: &[u8]| {
     } else {
         let mut layers = Vec::new();
         let mut rest = rest;
-        while let Some(at) = rest.windows(SEPARATOR.len()).position(|part| part == SEPARATOR) {
+        while let Some(at) = rest
+            .windows(SEPARATOR.len())
+            .position(|part| part == SEPARATOR)
+        {
             layers.push(&rest[..at]);
             rest = &rest[at + SEPARATOR.len()..];
         }

@@ -11,7 +11,12 @@ fuzz_target!(|bytes: &[u8]| {
             Ok(Document::Index(index)) => {
                 assert!(index.manifests.len() <= 1000);
                 if let Ok(chosen) = index.choose(&Platform::native()) {
-                    assert!(index.manifests.iter().any(|entry| entry.manifest == *chosen));
+                    assert!(
+                        index
+                            .manifests
+                            .iter()
+                            .any(|entry| entry.manifest == *chosen)
+                    );
                 }
             }
             Ok(Document::Manifest(manifest)) => assert!(manifest.layers.len() <= 500),

@@ -16,8 +16,8 @@
 //! ```
 //!
 //! Flow: [`ImageRef`] -> [`Store::pull`] -> `fetch` -> `verify` -> `unpack` or [`qcow2`] -> publish -> [`Image`]
-//! -> [`RootPartition`]. An image is imported while its bytes come. It is either absent from the store or complete,
-//! and it is not there before its digest and signature were found to be right.
+//! -> [`RootPartition`]; container images come by [`oci`]. An image is imported while its bytes come. It is either absent
+//! from the store or complete, and it is not there before its digest and signature were found to be right.
 //!
 //! The library never prints, reads the environment, exits, or panics on input, and needs no root: only the
 //! unpacking of an OS tree keeps owners and devices where it is root. Progress goes to a [`Reporter`].

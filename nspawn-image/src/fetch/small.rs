@@ -18,14 +18,15 @@ pub(crate) struct Answer {
 
 impl Answer {
     /// The body of an answer with status 200; any other status is the error that it would be for a download.
-    pub(crate) fn found(self, url: &ImageUrl) -> Result<Vec<u8>, DownloadError> {
+    pub(crate) fn found(self, url: &ImageUrl) -> Result<Vec<u8>, ImageError> {
         if self.status == 200 {
             return Ok(self.body);
         }
         Err(DownloadError {
             url: url.clone(),
             reason: transfer::refusal(self.status),
-        })
+        }
+        .into())
     }
 }
 
@@ -54,21 +55,21 @@ pub(crate) fn post(
 
 fn send(request: &Request, limit: u64) -> Result<Answer, ImageError> {
     // A thread of its own: a runtime cannot be entered from within a caller's.
-    let run = || {
+    let run = || -> Result<Option<Answer>, ImageError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| request.fail(DownloadReason::Thread(error)))?;
-        runtime.block_on(transfer::whole(request, limit))
+        Ok(runtime.block_on(transfer::whole(request, limit))?)
     };
-    let answer = std::thread::scope(|scope| {
+    let answer = std::thread::scope(|scope| -> Result<Option<Answer>, ImageError> {
         let thread = std::thread::Builder::new()
             .name("fetch".to_owned())
             .spawn_scoped(scope, run)
             .map_err(|error| request.fail(DownloadReason::Thread(error)))?;
         thread.join().unwrap_or_else(|_| {
             let reason = DownloadReason::Protocol("the network thread ended".to_owned());
-            Err(request.fail(reason))
+            Err(request.fail(reason).into())
         })
     })?;
     answer.ok_or(ImageError::Cancelled)

@@ -188,7 +188,7 @@ fn covers(key: &str, image: &OciReference) -> Option<usize> {
     } else {
         path
     };
-    if reference::registry_name(host) != image.registry() {
+    if !reference::registry_name(host).eq_ignore_ascii_case(image.registry()) {
         return None;
     }
     let below = match image.repository().strip_prefix(path) {

@@ -126,6 +126,6 @@ mod tests {
             assert_eq!(best.map(|(_, text)| text), expected, "{machine}");
         }
         assert_eq!(platform("linux/arm/v6").to_string(), "linux/arm/v6");
-        assert_eq!(Platform::native().fit(&Platform::native()).is_some(), true);
+        assert!(Platform::native().fit(&Platform::native()).is_some());
     }
 }

@@ -110,11 +110,14 @@ impl OciReference {
 
 /// The one name of a registry that has several.
 pub(super) fn registry_name(text: &str) -> String {
-    let lower = text.to_ascii_lowercase();
-    if HUB_ALIASES.contains(&lower.as_str()) {
+    if HUB_ALIASES
+        .iter()
+        .any(|alias| text.eq_ignore_ascii_case(alias))
+    {
         return HUB.to_owned();
     }
-    lower
+    // As written: a capital letter may be all that tells it from a folder of repositories.
+    text.to_owned()
 }
 
 fn bad(part: &'static str, found: &str) -> ReferenceError {
@@ -353,7 +356,7 @@ mod tests {
                 Some("latest"),
                 "[::1]:5000/n",
             ),
-            ("Registry/n", "registry", "n", Some("latest"), ""),
+            ("Registry/n", "Registry", "n", Some("latest"), "Registry/n"),
             (
                 "quay.io/a/b/c/d__e--f.g:v1.2_3-4",
                 "quay.io",
@@ -368,10 +371,8 @@ mod tests {
             assert_eq!(parsed.registry(), registry, "{text}");
             assert_eq!(parsed.repository(), repository, "{text}");
             assert_eq!(parsed.tag(), tag, "{text}");
-            if !shown.is_empty() {
-                assert_eq!(parsed.to_string(), shown);
-                assert_eq!(shown.parse(), Ok(parsed));
-            }
+            assert_eq!(parsed.to_string(), shown);
+            assert_eq!(shown.parse(), Ok(parsed));
         }
         let hub: OciReference = "debian".parse().unwrap();
         assert_eq!(hub.endpoint(), "registry-1.docker.io");

@@ -295,23 +295,23 @@ impl<'a> Registry<'a> {
         }
         let registry = || self.image.registry().to_owned();
         match answer.status {
-            200 => Ok(Answer {
-                content_type: answer
-                    .headers
-                    .get(CONTENT_TYPE)
-                    .and_then(|value| value.to_str().ok())
-                    .map(str::to_owned),
-                body: answer.body,
-            }),
             404 | 410 => Err(self.fail(OciError::NotFound {
                 registry: registry(),
                 what: format!("{} ({what})", self.image.repository()),
             })),
             401 | 403 => Err(self.denied()),
-            status => Err(self.fail(OciError::Status {
+            429 => Err(self.fail(OciError::Status {
                 registry: registry(),
-                status,
+                status: answer.status,
             })),
+            _ => Ok(Answer {
+                content_type: answer
+                    .headers
+                    .get(CONTENT_TYPE)
+                    .and_then(|value| value.to_str().ok())
+                    .map(str::to_owned),
+                body: answer.found(url)?,
+            }),
         }
     }
 

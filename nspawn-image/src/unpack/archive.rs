@@ -142,7 +142,7 @@ impl<R: Read, E: Fn(io::Error) -> UnpackError> Archive<R, E> {
                 }
                 _ => {
                     return self
-                        .entry(header, size, (long_name, long_link, pax))
+                        .entry(header, size, [long_name, long_link, pax])
                         .map(Some);
                 }
             };
@@ -186,7 +186,7 @@ impl<R: Read, E: Fn(io::Error) -> UnpackError> Archive<R, E> {
         &mut self,
         header: Header,
         size: u64,
-        (long_name, long_link, records): (Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>),
+        [long_name, long_link, records]: [Option<Vec<u8>>; 3],
     ) -> Result<Entry, UnpackError> {
         let bad = |error: io::Error| damaged(error.to_string());
         let old = header.as_old();

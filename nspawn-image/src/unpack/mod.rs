@@ -156,14 +156,14 @@ impl Import<'_> {
 
     fn qcow2(&self, source: &Source, reporter: &mut dyn Reporter) -> Result<Imported, ImageError> {
         let failed = |source| qcow2_error(source, Path::new(self.what), &self.work.raw);
-        let mut open = OpenOptions::default();
-        open.limit = self.options.limits.virtual_size;
-        open.snapshot.clone_from(&self.options.snapshot);
         // A file that came from elsewhere has no say in which files of this host are opened.
-        if let Some(path) = self.paths.image {
-            open.path = Some(path.to_owned());
-            open.backing.clone_from(&self.options.allow_backing);
-        }
+        let path = self.paths.image;
+        let open = OpenOptions {
+            limit: self.options.limits.virtual_size,
+            snapshot: self.options.snapshot.clone(),
+            backing: path.and(self.options.allow_backing.clone()),
+            path: path.map(Path::to_owned),
+        };
         let image = Qcow2::open_with(source, &open).map_err(failed)?;
         if image.header().dirty {
             reporter.notice("the image was not closed in order; its data is read as it is");

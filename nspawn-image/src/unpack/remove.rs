@@ -177,7 +177,7 @@ mod tests {
         }
         fs::create_dir(top.join("closed")).unwrap();
         fs::write(top.join("closed/file"), "x").unwrap();
-        fs::set_permissions(top.join("closed"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(top.join("closed"), fs::Permissions::from_mode(0o000)).unwrap();
         remove_tree(&top).unwrap();
         assert!(!top.exists());
         assert!(outside.join("kept").exists());

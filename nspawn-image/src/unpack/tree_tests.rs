@@ -277,7 +277,7 @@ fn a_tree_as_deep_as_a_path_can_name_is_made_and_removed() {
 fn what_stands_in_the_way_is_replaced() {
     let mut builder = Builder::new(Vec::new());
     let mut add = |kind: EntryType, path: &str, data: &[u8]| {
-        let mut header = header(kind, data.len() as u64, 0o644);
+        let mut header = header(kind, data.len() as u64, 0o755);
         builder.append_data(&mut header, path, data).unwrap();
     };
     add(EntryType::Directory, "a/", b"");

@@ -8,6 +8,7 @@ mod images;
 mod killed;
 mod library;
 mod network;
+mod oci;
 mod on_systemd;
 mod options;
 mod results;
