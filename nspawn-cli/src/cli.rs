@@ -44,7 +44,7 @@ enum Command {
     Prune(commands::prune::PruneArgs),
     Image(commands::image::ImageArgs),
     Doctor(commands::doctor::DoctorArgs),
-    Explain(commands::explain::ExplainArgs),
+    Explain(Box<commands::explain::ExplainArgs>),
     Completions(commands::completions::CompletionsArgs),
     #[command(hide = true)]
     Manual(commands::manual::ManualArgs),
