@@ -115,13 +115,17 @@ fn scribble(random: &mut Random, path: &str, format: &str, cluster: u64, size: u
             0 => format!("write -z {start} {length}"),
             1 => format!("discard {start} {length}"),
             2 | 3 if format == "qcow2" => {
-                // Compressed writes start at a cluster and are whole, apart from the last.
+                // Compressed writes start at a cluster and are whole, apart from the last. QEMU refuses one where a
+                // cluster is allocated already, and now and then damages the image by that.
                 let start = start / cluster * cluster;
-                let length = (random.below(6) + 1) * cluster;
-                format!(
-                    "write -q -c -P {pattern} {start} {}",
-                    length.min(size - start)
-                )
+                for index in 0..random.below(6) {
+                    let at = start + index * cluster;
+                    if at < size {
+                        let length = cluster.min(size - at);
+                        commands.push(format!("write -q -c -P {pattern} {at} {length}"));
+                    }
+                }
+                continue;
             }
             4 => format!("write -q -P 0 {start} {length}"),
             _ => format!("write -q -P {pattern} {start} {length}"),
@@ -133,7 +137,7 @@ fn scribble(random: &mut Random, path: &str, format: &str, cluster: u64, size: u
             args.extend(["-c", command.as_str()]);
         }
         args.push(path);
-        // QEMU refuses a compressed write where a cluster is allocated already: the other commands count.
+        // Those that are refused do not matter: the others count.
         start("qemu-io", &args);
     }
     format!("{commands:?}")
@@ -216,8 +220,9 @@ fn make(number: u64, path: &str) -> Made {
         if layer.options.contains("preallocation") {
             args.retain(|arg| *arg != "-c");
         }
-        run("qemu-img", &args);
-        fs::rename(packed, path).unwrap();
+        if start("qemu-img", &args).status.success() {
+            fs::rename(packed, path).unwrap();
+        }
     }
     what += &format!(
         "image {number}: {}, {size} bytes, {commands}",
@@ -321,7 +326,15 @@ fn ask_peers(image: &Path, theirs: &Path, agreed: &[AtomicU64; 2]) {
     }
 }
 
-fn compare(dir: &Path, number: u64, agreed: &[AtomicU64; 2]) {
+#[derive(Default)]
+struct Counts {
+    /// Images that each peer read as qemu-img did.
+    agreed: [AtomicU64; 2],
+    /// Images that qemu-io made and qemu-img cannot read.
+    damaged: AtomicU64,
+}
+
+fn compare(dir: &Path, number: u64, counts: &Counts) {
     let path = |kind: &str| dir.join(format!("{number}.{kind}"));
     let (image, ours, theirs) = (path("qcow2"), path("ours"), path("theirs"));
     let made = make(number, image.to_str().unwrap());
@@ -343,23 +356,26 @@ fn compare(dir: &Path, number: u64, agreed: &[AtomicU64; 2]) {
         options.snapshot = snapshot.map(str::to_owned);
         let qcow2 = Qcow2::open_with(File::open(&image).unwrap(), &options).expect(what);
         let output = File::create(&ours).unwrap();
-        qcow2
-            .convert(&output, &Cancel::default(), &mut |_| {})
-            .expect(what);
+        let converted = qcow2.convert(&output, &Cancel::default(), &mut |_| {});
         let names = [image.to_str().unwrap(), theirs.to_str().unwrap()];
         let mut args = vec!["convert", "-q", "-f", "qcow2", "-O", "raw"];
         if snapshot.is_some() {
             args.extend(["-l", "snapshot.name=one"]);
         }
         args.extend(names);
-        run("qemu-img", &args);
+        if !start("qemu-img", &args).status.success() {
+            assert!(converted.is_err(), "only qemu-img refuses {what}");
+            counts.damaged.fetch_add(1, Ordering::Relaxed);
+            break;
+        }
+        converted.expect(what);
         if let Some(at) = same(&ours, &theirs) {
             panic!("byte {at} differs in {what}, snapshot {snapshot:?}");
         }
         assert_sparse(&ours, what);
         assert_reader(&qcow2, &ours, number, what);
         if made.plain && snapshot.is_none() {
-            ask_peers(&image, &theirs, agreed);
+            ask_peers(&image, &theirs, &counts.agreed);
         }
     }
     for entry in fs::read_dir(dir).unwrap().flatten() {
@@ -374,7 +390,7 @@ fn compare(dir: &Path, number: u64, agreed: &[AtomicU64; 2]) {
 fn every_byte_is_what_qemu_img_writes() {
     let dir = tempfile::tempdir().unwrap();
     let next = AtomicU64::new(0);
-    let agreed = [AtomicU64::new(0), AtomicU64::new(0)];
+    let counts = Counts::default();
     std::thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
@@ -383,13 +399,15 @@ fn every_byte_is_what_qemu_img_writes() {
                     if number >= IMAGES {
                         return;
                     }
-                    compare(dir.path(), number, &agreed);
+                    compare(dir.path(), number, &counts);
                 }
             });
         }
     });
+    let damaged = counts.damaged.into_inner();
+    assert!(damaged < IMAGES / 20, "{damaged} images cannot be read");
     // A peer that never agrees was never asked.
-    for (name, agreed) in ["qcow2-rs", "qcow"].iter().zip(agreed) {
+    for (name, agreed) in ["qcow2-rs", "qcow"].iter().zip(counts.agreed) {
         let agreed = agreed.into_inner();
         assert!(agreed > 20, "{name} agrees on {agreed} images alone");
     }
