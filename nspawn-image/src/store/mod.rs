@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! blobs/<sha256>.raw | <sha256>/     complete, read-only, never changed; flock(LOCK_SH) by whoever uses one
-//! refs/<name>.json                   a name: where it came from, digest, size, when
+//! blobs/<sha256>.sums                digests of what a blob holds, by which damage to it is found
+//! refs/<name>.json                   a name: where it came from, digest, size, when; its time is that of the last use
 //! partial/<key>.data, .json          a download that can go on; <key>.lock: one process per key
 //! ```
 //!
@@ -14,19 +15,24 @@
 //! rename, so that of two processes that want one image the second waits and then finds it.
 
 mod beside;
+mod content;
 mod lock;
 mod oci;
 mod publish;
 mod pull;
 mod record;
+mod verify;
+mod walk;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+pub use content::Damage;
 use lock::KeyLock;
 use record::Record;
+pub use verify::Soundness;
 
 use crate::digest::Digest;
 use crate::error::{ImageError, PathContext};
@@ -124,17 +130,12 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`ImageError::UnknownName`], and [`ImageError::InUse`] where a machine uses it.
+    /// [`ImageError::NotStored`], and [`ImageError::InUse`] where a machine uses it.
     pub fn remove(&self, name: &ImageName) -> Result<(), ImageError> {
         let _refs = KeyLock::wait(&self.lock_path("refs"), &Cancel::default(), &mut NoReport)?;
         let path = record::path(&self.refs(), name);
         let Some(record) = Record::read(&path)? else {
-            let (name, store) = (name.clone(), self.root.clone());
-            return Err(ImageError::UnknownName {
-                name,
-                machines: store.clone(),
-                store,
-            });
+            return Err(self.unknown(name));
         };
         let shared = record::all(&self.refs())?
             .into_iter()
@@ -162,6 +163,13 @@ impl Store {
                 fs::rename(&blob, &work.tree).at("remove", &blob)?;
                 remove_tree(&work.tree).at("remove", &work.tree)
             }
+        }
+    }
+
+    fn unknown(&self, name: &ImageName) -> ImageError {
+        ImageError::NotStored {
+            name: name.clone(),
+            store: self.root.clone(),
         }
     }
 
@@ -240,6 +248,10 @@ impl Store {
             tree: path("tree"),
             spool: path("spool"),
         }
+    }
+
+    fn sums(&self, sha256: &Digest) -> PathBuf {
+        self.blobs().join(format!("{}.sums", sha256.hex()))
     }
 
     fn blob(&self, sha256: &Digest, kind: ImageKind) -> PathBuf {
