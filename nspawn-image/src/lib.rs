@@ -65,6 +65,8 @@ pub use options::{ChecksumSource, PullOptions, Verify, VerifyNameError};
 pub use reference::{ImageName, ImageRef, ImageUrl, ReferenceError};
 pub use report::{NoReport, Reporter, StepId, StepKind};
 pub use source::ReadAt;
-pub use store::{Damage, Soundness, Store, StoredImage};
+pub use store::{
+    Damage, PruneOptions, PruneReport, Pruned, PrunedKind, Soundness, Store, StoredImage,
+};
 pub use unpack::{TreeWriter, UnpackError, remove_tree};
 pub use verify::{ChecksumEntry, ChecksumFile, ChecksumFileError, VerifyError};

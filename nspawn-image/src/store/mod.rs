@@ -17,7 +17,9 @@
 mod beside;
 mod content;
 mod lock;
+mod machines;
 mod oci;
+mod prune;
 mod publish;
 mod pull;
 mod record;
@@ -31,6 +33,7 @@ use std::time::SystemTime;
 
 pub use content::Damage;
 use lock::KeyLock;
+pub use prune::{PruneOptions, PruneReport, Pruned, PrunedKind};
 use record::Record;
 pub use verify::Soundness;
 
@@ -69,6 +72,8 @@ pub struct StoredImage {
     pub disk_usage: u64,
     /// When it was published.
     pub created: SystemTime,
+    /// When it was last pulled, or asked for by whoever started it.
+    pub last_used: SystemTime,
     /// Whether a machine or another process uses it now.
     pub in_use: bool,
     /// How its bytes were verified: `none`, `checksum given`, `checksum by FILE` or `signature by KEY in FILE`.
@@ -132,36 +137,65 @@ impl Store {
     ///
     /// [`ImageError::NotStored`], and [`ImageError::InUse`] where a machine uses it.
     pub fn remove(&self, name: &ImageName) -> Result<(), ImageError> {
-        let _refs = KeyLock::wait(&self.lock_path("refs"), &Cancel::default(), &mut NoReport)?;
+        self.remove_if(name, &|_, _| true).map(drop)
+    }
+
+    /// As [`remove`](Self::remove), where the record, which lies at the path given, is one that may go.
+    fn remove_if(
+        &self,
+        name: &ImageName,
+        may_go: &dyn Fn(&Record, &Path) -> bool,
+    ) -> Result<bool, ImageError> {
+        let _refs = self.lock_refs()?;
         let path = record::path(&self.refs(), name);
         let Some(record) = Record::read(&path)? else {
             return Err(self.unknown(name));
         };
+        if !may_go(&record, &path) {
+            return Ok(false);
+        }
         let shared = record::all(&self.refs())?
             .into_iter()
             .any(|(other, found)| {
                 other != *name && found.is_ok_and(|found| found.blob() == record.blob())
             });
+        let kind = record.kind.into();
         let blob = record
             .blob()
-            .map(|digest| self.blob(&digest, record.kind.into()));
-        let Some(blob) = blob.filter(|blob| !shared && fs::symlink_metadata(blob).is_ok()) else {
-            return fs::remove_file(&path).at("remove", &path);
+            .map(|digest| (self.blob(&digest, kind), digest));
+        let blob = blob.filter(|(blob, _)| !shared && fs::symlink_metadata(blob).is_ok());
+        let Some((blob, digest)) = blob else {
+            return fs::remove_file(&path).at("remove", &path).map(|()| true);
         };
         let Some(_lock) = lock::exclude(&blob) else {
             return Err(ImageError::InUse { name: name.clone() });
         };
         fs::remove_file(&path).at("remove", &path)?;
-        match ImageKind::from(record.kind) {
+        self.remove_blob(&digest, kind).map(|()| true)
+    }
+
+    /// Removes a blob and its digests; the caller holds the lock of the names and the only lock of the blob.
+    fn remove_blob(&self, digest: &Digest, kind: ImageKind) -> Result<(), ImageError> {
+        let blob = self.blob(digest, kind);
+        let sums = self.sums(digest);
+        match fs::remove_file(&sums) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(ImageError::io("remove", &sums, error));
+            }
+            _ => {}
+        }
+        match kind {
             ImageKind::Disk => fs::remove_file(&blob).at("remove", &blob),
             // In one step out of sight, then at leisure: a killed removal leaves what the next sweep takes.
             ImageKind::Tree => {
-                let key = format!("removed-{}", blob.file_name().unwrap_or_default().display());
-                let _key = KeyLock::wait(&self.lock_path(&key), &Cancel::default(), &mut NoReport)?;
+                let key = format!("removed-{}", digest.hex());
+                let lock = self.lock_path(&key);
+                let held = KeyLock::wait(&lock, &Cancel::default(), &mut NoReport)?;
                 let work = self.work(&key);
                 work.clear();
                 fs::rename(&blob, &work.tree).at("remove", &blob)?;
-                remove_tree(&work.tree).at("remove", &work.tree)
+                remove_tree(&work.tree).at("remove", &work.tree)?;
+                held.remove(&lock)
             }
         }
     }
@@ -174,10 +208,10 @@ impl Store {
     }
 
     fn describe(&self, name: ImageName, record: &Record) -> Result<StoredImage, ImageError> {
-        let path = record::path(&self.refs(), &name);
+        let record_path = record::path(&self.refs(), &name);
         let (Some(digests), Some(blob)) = (record.digests(), record.blob()) else {
             return Err(ImageError::Record {
-                path,
+                path: record_path,
                 reason: "it holds no SHA-256".to_owned(),
             });
         };
@@ -192,6 +226,7 @@ impl Store {
             virtual_size: record.virtual_size,
             disk_usage: disk_usage(&path),
             created: record.created(),
+            last_used: record::last_used(&record_path, record),
             verified: record.verified.to_string(),
             in_use: path.exists() && lock::exclude(&path).is_none(),
             path,

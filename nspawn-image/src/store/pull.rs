@@ -70,6 +70,7 @@ impl Store {
             if !is_verified(&record, options) {
                 return Err(too_little(&record, options, name));
             }
+            record::touch(&record::path(&self.refs(), name));
             return Ok(image);
         }
         let folder = &options.machines_dir;
@@ -347,7 +348,11 @@ impl Store {
             record.verified.meets(Verify::Signature) && !verified.meets(Verify::Signature);
         if proves_more && !is_less && record.verified != verified {
             record.verified = verified;
-            record.write(&self.refs(), &name)?;
+            // A name that was removed meanwhile stays removed.
+            let _refs = self.lock_refs()?;
+            if Record::read(&record::path(&self.refs(), &name))?.is_some() {
+                record.write(&self.refs(), &name)?;
+            }
         }
         self.under_name(name, &record, options)
     }
@@ -368,6 +373,9 @@ impl Store {
                 name: Some(wanted.clone()),
                 ..image.clone()
             }));
+        }
+        if image.is_some() {
+            record::touch(&record::path(&self.refs(), &name));
         }
         Ok(image)
     }

@@ -29,6 +29,9 @@ pub(super) fn entries(root: &Path) -> Result<Vec<PathBuf>, ImageError> {
     Ok(found)
 }
 
+/// Attributes that this host gives to files by its own rules, and changes.
+const OF_THE_HOST: [&[u8]; 3] = [b"security.selinux", b"security.ima", b"security.evm"];
+
 /// An extended attribute: name and value.
 pub(super) type Xattr = (Vec<u8>, Vec<u8>);
 
@@ -45,7 +48,10 @@ pub(super) fn xattrs(path: &Path) -> Result<Vec<Xattr>, ImageError> {
         }
     }
     let mut found = Vec::new();
-    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+    for name in names.split(|byte| *byte == 0) {
+        if name.is_empty() || OF_THE_HOST.contains(&name) {
+            continue;
+        }
         let mut value = Vec::with_capacity(256);
         loop {
             match lgetxattr(path, name, rustix::buffer::spare_capacity(&mut value)) {
