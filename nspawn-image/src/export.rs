@@ -96,7 +96,12 @@ pub fn convert_file(
         if imported.kind != ImageKind::Disk {
             return Err(ImageError::NotADisk { what });
         }
-        let _step = Step::begin(reporter, StepKind::Publish, &target.display().to_string(), None);
+        let _step = Step::begin(
+            reporter,
+            StepKind::Publish,
+            &target.display().to_string(),
+            None,
+        );
         let made = File::open(&imported.path).at("open", &imported.path)?;
         made.sync_all().at("sync", &imported.path)?;
         options.cancel.check()?;
@@ -109,11 +114,7 @@ pub fn convert_file(
 }
 
 /// The target as a file that is written to; `source` is the image's identity.
-fn free_target(
-    target: &Path,
-    source: (u64, u64),
-    replace: bool,
-) -> Result<PathBuf, ImageError> {
+fn free_target(target: &Path, source: (u64, u64), replace: bool) -> Result<PathBuf, ImageError> {
     let refused = |found| ImageError::Output {
         path: target.to_owned(),
         found,

@@ -34,6 +34,7 @@ mod fetch;
 mod format;
 mod gpt;
 mod image;
+mod inspect;
 mod limits;
 mod mbr;
 pub mod oci;
@@ -60,6 +61,10 @@ pub use export::{ConvertOptions, convert_file};
 pub use fetch::{DownloadError, DownloadReason};
 pub use gpt::Guid;
 pub use image::{Image, ImageKind, ImageLock};
+pub use inspect::{
+    FstabEntry, ImageFormat, InspectOptions, InspectedPartition, Inspection, MachineId, Os,
+    Problem, Severity,
+};
 pub use limits::{Cancel, Limits};
 pub use options::{ChecksumSource, PullOptions, Verify, VerifyNameError};
 pub use reference::{ImageName, ImageRef, ImageUrl, ReferenceError};

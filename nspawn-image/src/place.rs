@@ -66,7 +66,11 @@ mod tests {
         let to = dir.path().join("to");
         for (index, is_folder) in [(0, false), (1, true), (2, false), (3, true), (4, true)] {
             let from = beside(&to, "new");
-            let content = if is_folder { from.join("x") } else { from.clone() };
+            let content = if is_folder {
+                from.join("x")
+            } else {
+                from.clone()
+            };
             if is_folder {
                 fs::create_dir(&from).unwrap();
             }

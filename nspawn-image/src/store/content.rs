@@ -209,10 +209,12 @@ impl Content {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(ImageError::io("read", path, error)),
         };
-        Self::parse(&text).map(Some).ok_or_else(|| ImageError::Record {
-            path: path.to_owned(),
-            reason: "it is not as it was written".to_owned(),
-        })
+        Self::parse(&text)
+            .map(Some)
+            .ok_or_else(|| ImageError::Record {
+                path: path.to_owned(),
+                reason: "it is not as it was written".to_owned(),
+            })
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -230,7 +232,10 @@ impl Content {
             let entries = lines.map(|line| {
                 let (hash, path) = line.split_once(' ')?;
                 let path: Vec<u8> = percent_decode_str(path).collect();
-                Some((PathBuf::from(std::ffi::OsString::from_vec(path)), unhex(hash)?))
+                Some((
+                    PathBuf::from(std::ffi::OsString::from_vec(path)),
+                    unhex(hash)?,
+                ))
             });
             return entries.collect::<Option<_>>().map(Self::Tree);
         }
@@ -401,7 +406,9 @@ mod tests {
         std::os::unix::fs::FileExt::write_all_at(&file, &[1], CHUNK + 7).unwrap();
         let content = disk(&holes);
         assert_eq!(content, disk(&zeros));
-        let Content::Disk(size, chunks) = &content else { panic!("no disk") };
+        let Content::Disk(size, chunks) = &content else {
+            panic!("no disk")
+        };
         assert_eq!((*size, chunks.len()), (bytes.len() as u64, 1));
         assert_eq!(Content::parse(&content.text()).as_ref(), Some(&content));
 
@@ -410,7 +417,11 @@ mod tests {
         let damage = content.compare(&disk(&holes)).unwrap();
         assert_eq!(
             damage,
-            Damage::Bytes { start: 3 * CHUNK, end: 3 * CHUNK + 100, chunks: 1 }
+            Damage::Bytes {
+                start: 3 * CHUNK,
+                end: 3 * CHUNK + 100,
+                chunks: 1
+            }
         );
         file.set_len(5).unwrap();
         let damage = content.compare(&disk(&holes)).unwrap().to_string();
@@ -443,7 +454,11 @@ mod tests {
     fn what_was_written_down_is_sealed() {
         let content = Content::Disk(CHUNK, BTreeMap::from([(0, [7; 32])]));
         let text = content.text();
-        for (from, to) in [("0 07", "0 08"), ("disk 4", "disk 5"), ("content 1", "content 2")] {
+        for (from, to) in [
+            ("0 07", "0 08"),
+            ("disk 4", "disk 5"),
+            ("content 1", "content 2"),
+        ] {
             assert_eq!(Content::parse(&text.replacen(from, to, 1)), None);
         }
         assert_eq!(Content::parse(""), None);

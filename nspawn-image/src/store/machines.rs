@@ -53,7 +53,10 @@ impl Image {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
             made.at("create", folder)?;
         }
-        let (disk, tree) = (folder.join(format!("{name}.raw")), folder.join(name.as_str()));
+        let (disk, tree) = (
+            folder.join(format!("{name}.raw")),
+            folder.join(name.as_str()),
+        );
         let (target, other) = match self.kind() {
             ImageKind::Disk => (disk, tree),
             ImageKind::Tree => (tree, disk),
@@ -180,7 +183,10 @@ struct Copy<'a> {
 
 impl Copy<'_> {
     fn run(mut self) -> Result<(), ImageError> {
-        DirBuilder::new().mode(0o700).create(self.to).at("create", self.to)?;
+        DirBuilder::new()
+            .mode(0o700)
+            .create(self.to)
+            .at("create", self.to)?;
         let mut folders = vec![PathBuf::new()];
         for path in walk::entries(self.from)? {
             self.cancel.check()?;
@@ -206,7 +212,10 @@ impl Copy<'_> {
         let found = fs::symlink_metadata(&from).at("read", &from)?;
         let kind = found.file_type();
         if kind.is_dir() {
-            DirBuilder::new().mode(0o700).create(&to).at("create", &to)?;
+            DirBuilder::new()
+                .mode(0o700)
+                .create(&to)
+                .at("create", &to)?;
             return Ok(true);
         }
         if found.nlink() > 1 {

@@ -260,7 +260,8 @@ impl Store {
                 "raw" => ImageKind::Disk,
                 "" => ImageKind::Tree,
                 "sums" => {
-                    let blobs = [ImageKind::Disk, ImageKind::Tree].map(|kind| self.blob(&digest, kind));
+                    let blobs =
+                        [ImageKind::Disk, ImageKind::Tree].map(|kind| self.blob(&digest, kind));
                     if !blobs.iter().any(|blob| fs::exists(blob).unwrap_or(true)) {
                         self.leftover(&path, options, report)?;
                     }
@@ -337,7 +338,9 @@ impl Store {
             };
             // A layer belongs to its manifest, whose lock whoever pulls it holds.
             let manifest = key.split_once('-').map(|(manifest, _)| manifest);
-            let manifest = manifest.filter(|hex| hex.len() == 64).map(|hex| self.lock_path(hex));
+            let manifest = manifest
+                .filter(|hex| hex.len() == 64)
+                .map(|hex| self.lock_path(hex));
             let _manifest = match manifest.as_deref().map(KeyLock::try_take) {
                 Some(None) => continue,
                 other => other,
@@ -362,7 +365,9 @@ impl Store {
                 continue;
             };
             let guards = |other: &String| {
-                other.strip_prefix(key).is_some_and(|end| end.starts_with('.') && end != ".lock")
+                other
+                    .strip_prefix(key)
+                    .is_some_and(|end| end.starts_with('.') && end != ".lock")
             };
             if key == "refs" || all.iter().any(guards) {
                 continue;
