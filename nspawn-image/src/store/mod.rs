@@ -39,7 +39,8 @@ pub use verify::Soundness;
 
 use crate::digest::Digest;
 use crate::error::{ImageError, PathContext};
-use crate::image::{Image, ImageKind};
+use crate::fetch;
+use crate::image::{Image, ImageKind, ImageLock};
 use crate::limits::Cancel;
 use crate::options::PullOptions;
 use crate::reference::{ImageName, ImageRef};
@@ -117,6 +118,50 @@ impl Store {
         reporter: &mut dyn Reporter,
     ) -> Result<Image, ImageError> {
         self.pull_any(reference, options, reporter)
+    }
+
+    /// Where an image lies that is here already: a path, a name in the store or in `machines`, or what was pulled from
+    /// a URL or registry before. The lock keeps the store from removing it. `None` where it was not pulled.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError::UnknownName`], [`ImageError::Path`] and [`ImageError::Record`].
+    pub fn locate(
+        &self,
+        reference: &ImageRef,
+        machines: &Path,
+    ) -> Result<Option<(PathBuf, Option<ImageLock>)>, ImageError> {
+        let found = match reference {
+            ImageRef::Host => return Ok(Some((PathBuf::from("/"), None))),
+            ImageRef::Path(path) => return Ok(Some((path.clone(), None))),
+            ImageRef::Url(url) => self.find(&fetch::url_key(url))?,
+            ImageRef::Oci(image) => self.find(&oci::key(&format!("oci:{image}")))?,
+            ImageRef::Name(name) => Record::read(&record::path(&self.refs(), name))?
+                .map(|record| (name.clone(), record)),
+        };
+        if let Some((name, record)) = &found
+            && let Some(image) = self.stored(name, record)?
+        {
+            return Ok(Some((image.path, image.lock)));
+        }
+        let ImageRef::Name(name) = reference else {
+            return Ok(None);
+        };
+        let paths = [
+            machines.join(name.as_str()),
+            machines.join(format!("{name}.raw")),
+        ];
+        let there = paths
+            .into_iter()
+            .find(|path| fs::symlink_metadata(path).is_ok());
+        match there {
+            Some(path) => Ok(Some((path, None))),
+            None => Err(ImageError::UnknownName {
+                name: name.clone(),
+                store: self.root.clone(),
+                machines: machines.to_owned(),
+            }),
+        }
     }
 
     /// All names, sorted.

@@ -304,7 +304,7 @@ impl Store {
     }
 
     /// The record with this key, if there is one.
-    fn find(&self, key: &str) -> Result<Option<(ImageName, Record)>, ImageError> {
+    pub(super) fn find(&self, key: &str) -> Result<Option<(ImageName, Record)>, ImageError> {
         let all = record::all(&self.refs())?;
         Ok(all.into_iter().find_map(|(name, record)| {
             Some((name, record.ok().filter(|record| record.key == key)?))
