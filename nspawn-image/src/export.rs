@@ -74,6 +74,9 @@ pub fn convert_file(
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
+    if let Err(error) = fs::read_dir(folder) {
+        return Err(ImageError::io("write to", folder, error));
+    }
     let work = WorkPaths {
         raw: place::beside(&target, "raw"),
         tree: place::beside(&target, "tree"),

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -246,6 +247,7 @@ impl Store {
         reporter: &mut dyn Reporter,
         report: &mut PruneReport,
     ) -> Result<(), ImageError> {
+        let mut unreadable = false;
         for name in names(&self.blobs())? {
             let path = self.blobs().join(&name);
             let (stem, end) = name.split_once('.').unwrap_or((&name, ""));
@@ -279,8 +281,9 @@ impl Store {
                 match record {
                     Ok(record) => named |= record.blob() == Some(digest),
                     Err(_) => {
-                        reporter.notice("images without a name stay, as a name cannot be read");
-                        return Ok(());
+                        // It may be the name of this one.
+                        named = true;
+                        unreadable = true;
                     }
                 }
             }
@@ -295,6 +298,9 @@ impl Store {
                 self.remove_blob(&digest, kind)?;
             }
             report.add(PrunedKind::Unnamed, name, bytes);
+        }
+        if unreadable {
+            reporter.notice("images without a name stay, as a name cannot be read");
         }
         for name in names(&self.refs())? {
             let path = self.refs().join(&name);
@@ -311,7 +317,10 @@ impl Store {
         options: &PruneOptions,
         report: &mut PruneReport,
     ) -> Result<(), ImageError> {
-        let bytes = disk_usage(path);
+        let Ok(found) = fs::symlink_metadata(path) else {
+            return Ok(());
+        };
+        let bytes = found.blocks() * 512;
         if !options.dry_run {
             gone(fs::remove_file(path)).at("remove", path)?;
         }
