@@ -65,6 +65,7 @@ pub use name::{MachineName, MachineNameError, UnitName, UnitNameError};
 pub use network::Addresses;
 pub use process::ProcessId;
 pub use record::{Outcome, Phase, Record};
+pub use registry::bases_in_use;
 pub use report::{Event, NoReport, Reporter};
 pub use spawn::SpawnOptions;
 pub use unit::{DropIn, UnitFile};

@@ -4,11 +4,32 @@ use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use crate::error::MachineError;
-use crate::host::Host;
+use crate::host::{Dirs, Host};
 use crate::machine::{KILL_WITHIN, Machine};
 use crate::name::MachineName;
 use crate::process::{self, ProcessId};
 use crate::record::{self, Outcome, Phase, Places, Record};
+
+/// What machines are made from, by their names: of those that run, and of those that have ended and whose changes are
+/// kept, as these are of no use without it. A base is a path, as [`Rootfs::describe`](crate::Rootfs::describe) has it.
+///
+/// # Errors
+///
+/// [`MachineError::Path`] where a folder cannot be read, [`MachineError::Record`] where it is not known what the changes
+/// of a kept machine belong to.
+pub fn bases_in_use(dirs: &Dirs) -> Result<Vec<(MachineName, String)>, MachineError> {
+    let mut found: Vec<(MachineName, String)> = record::all(dirs)?
+        .into_iter()
+        .filter(|record| record.phase != Phase::Ended)
+        .map(|record| (record.name, record.base))
+        .collect();
+    for name in record::names(&record::machines(&dirs.state))? {
+        if let Some(kept) = record::read_kept(&Places::of(dirs, &name))? {
+            found.push((name, kept.base));
+        }
+    }
+    Ok(found)
+}
 
 impl Host {
     /// Finds a running machine that this or another process started.

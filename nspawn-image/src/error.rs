@@ -54,6 +54,14 @@ pub enum ImageError {
         /// The machines folder.
         machines: PathBuf,
     },
+    /// A name that the store does not know, where no other place counts.
+    #[error("no image \"{name}\" in {}", store.display())]
+    NotStored {
+        /// The name.
+        name: ImageName,
+        /// The store's folder.
+        store: PathBuf,
+    },
     /// Something that is known and not offered.
     #[error("{what} cannot be used as an image: {found} is not supported")]
     Unsupported {
@@ -77,6 +85,12 @@ pub enum ImageError {
         path: PathBuf,
         /// What was looked for.
         missing: &'static str,
+    },
+    /// Something that holds an OS tree, where a disk is wanted.
+    #[error("{what} holds no disk: it is a folder of files, or an archive of one")]
+    NotADisk {
+        /// The reference or path.
+        what: String,
     },
     /// The download failed.
     #[error(transparent)]
@@ -144,6 +158,17 @@ pub enum ImageError {
         /// The image's name.
         name: ImageName,
     },
+    /// Something stands where a result is to be written.
+    #[error("{} exists already", .0.display())]
+    Exists(PathBuf),
+    /// A place that no result is written to.
+    #[error("cannot write an image to {}: it is {found}", path.display())]
+    Output {
+        /// The place.
+        path: PathBuf,
+        /// What stands there, such as `a device`.
+        found: &'static str,
+    },
     /// A file of the store that cannot be read as what it should be.
     #[error("the store's record {} is damaged: {reason}", path.display())]
     Record {
@@ -181,9 +206,11 @@ impl ImageError {
     /// Whose fault it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Path { .. } | Self::NoSpace { .. } | Self::InUse { .. } | Self::Record { .. } => {
-                ErrorKind::Host
-            }
+            Self::Path { .. }
+            | Self::NoSpace { .. }
+            | Self::InUse { .. }
+            | Self::Exists(_)
+            | Self::Record { .. } => ErrorKind::Host,
             Self::Download(error) if error.is_input() => ErrorKind::Input,
             Self::Download(_) => ErrorKind::Network,
             Self::Oci { source, .. } if source.is_input() => ErrorKind::Input,
@@ -212,10 +239,14 @@ impl ImageError {
             Self::UnknownName { .. } => {
                 "pull it by its URL first, or write ./NAME for a file in the current directory"
             }
+            Self::NotStored { .. } => "`nspawn-run image list` shows what is there",
             Self::Unsupported { .. } => {
                 "convert it to raw with `qemu-img convert -O raw`, or give a raw, qcow2 or tar image"
             }
             Self::NoImage { .. } => "give a raw or qcow2 disk image, or a tar of an OS tree",
+            Self::NotADisk { .. } => {
+                "give a disk image; an OS tree is started as it is, or pulled into the store"
+            }
             Self::NoTree { .. } => "give a folder that holds /usr and an os-release file",
             Self::Download(error) => return error.hint(),
             Self::Mismatch { .. } => {
@@ -227,6 +258,8 @@ impl ImageError {
             Self::Oci { source, .. } => return source.hint(),
             Self::Disk { source, .. } => return Some(source.hint().to_owned()),
             Self::InUse { .. } => "stop the machines that use it first",
+            Self::Exists(_) => "choose another name, or replace it with --force",
+            Self::Output { .. } => "give the path of a new file",
             Self::Record { .. } => "remove the record and pull the image again",
             _ => return None,
         };

@@ -29,14 +29,17 @@ mod convert;
 mod digest;
 mod disk;
 mod error;
+mod export;
 mod fetch;
 mod format;
 mod gpt;
 mod image;
+mod inspect;
 mod limits;
 mod mbr;
 pub mod oci;
 mod options;
+mod place;
 mod probe;
 pub mod qcow2;
 mod reference;
@@ -54,14 +57,21 @@ pub use disk::{
     Scheme,
 };
 pub use error::{ErrorKind, ImageError};
+pub use export::{ConvertOptions, convert_file};
 pub use fetch::{DownloadError, DownloadReason};
 pub use gpt::Guid;
 pub use image::{Image, ImageKind, ImageLock};
+pub use inspect::{
+    FstabEntry, ImageFormat, InspectOptions, InspectedPartition, Inspection, MachineId, Os,
+    Problem, Severity,
+};
 pub use limits::{Cancel, Limits};
 pub use options::{ChecksumSource, PullOptions, Verify, VerifyNameError};
 pub use reference::{ImageName, ImageRef, ImageUrl, ReferenceError};
 pub use report::{NoReport, Reporter, StepId, StepKind};
 pub use source::ReadAt;
-pub use store::{Store, StoredImage};
+pub use store::{
+    Damage, PruneOptions, PruneReport, Pruned, PrunedKind, Soundness, Store, StoredImage,
+};
 pub use unpack::{TreeWriter, UnpackError, remove_tree};
 pub use verify::{ChecksumEntry, ChecksumFile, ChecksumFileError, VerifyError};

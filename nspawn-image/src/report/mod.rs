@@ -16,6 +16,8 @@ pub enum StepKind {
     Convert,
     /// A result is synced to the disk and published.
     Publish,
+    /// An image is copied to where others find it.
+    Copy,
 }
 
 impl StepKind {
@@ -27,6 +29,7 @@ impl StepKind {
             Self::Unpack => "unpacking",
             Self::Convert => "converting",
             Self::Publish => "publishing",
+            Self::Copy => "copying",
         }
     }
 }

@@ -36,54 +36,75 @@ fn open(path: &Path) -> Result<File, ImageError> {
 
 impl KeyLock {
     /// Takes the lock, and says so where it has to wait.
+    ///
+    /// A lock whose file was removed between opening and locking is nobody's: it is taken anew.
     pub(super) fn wait(
         path: &Path,
         cancel: &Cancel,
         reporter: &mut dyn Reporter,
     ) -> Result<Self, ImageError> {
-        let file = open(path)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(Self { _file: file }),
-            Err(rustix::io::Errno::WOULDBLOCK) => {}
-            Err(error) => return Err(ImageError::io("lock", path, error.into())),
-        }
-        reporter.notice("another process works on this image: waiting for it");
-        // A thread that waits in the kernel: it costs nothing, and a cancelled call leaves it to end by itself.
-        let (sender, receiver) = sync_channel(1);
-        let waiter = std::thread::Builder::new()
-            .name("lock".to_owned())
-            .spawn(move || {
-                let result = loop {
-                    match flock(&file, FlockOperation::LockExclusive) {
-                        Err(rustix::io::Errno::INTR) => {}
-                        other => break other,
-                    }
-                };
-                let _ = sender.send(result.map(|()| file));
-            });
-        waiter.at("lock", path)?;
+        let mut told = false;
         loop {
-            cancel.check()?;
-            match receiver.recv_timeout(TICK) {
-                Ok(result) => return result.map(|file| Self { _file: file }).at("lock", path),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(ImageError::io(
-                        "lock",
-                        path,
-                        io::ErrorKind::Interrupted.into(),
-                    ));
+            let file = open(path)?;
+            let file = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => file,
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    if !told {
+                        reporter.notice("another process works on this image: waiting for it");
+                        told = true;
+                    }
+                    wait_for(file, path, cancel)?
                 }
+                Err(error) => return Err(ImageError::io("lock", path, error.into())),
+            };
+            if same(&file, path) {
+                return Ok(Self { _file: file });
             }
+            cancel.check()?;
         }
     }
 
     /// Takes the lock if nobody has it.
     pub(super) fn try_take(path: &Path) -> Option<Self> {
         let file = open(path).ok()?;
-        flock(&file, FlockOperation::NonBlockingLockExclusive)
-            .ok()
-            .map(|()| Self { _file: file })
+        flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+        same(&file, path).then_some(Self { _file: file })
+    }
+
+    /// Removes the lock's file, which whoever waits for it then makes anew.
+    pub(super) fn remove(self, path: &Path) -> Result<(), ImageError> {
+        fs::remove_file(path).at("remove", path)
+    }
+}
+
+/// Waits in a thread of its own: it costs nothing, and a cancelled call leaves it to end by itself.
+fn wait_for(file: File, path: &Path, cancel: &Cancel) -> Result<File, ImageError> {
+    let (sender, receiver) = sync_channel(1);
+    let waiter = std::thread::Builder::new()
+        .name("lock".to_owned())
+        .spawn(move || {
+            let result = loop {
+                match flock(&file, FlockOperation::LockExclusive) {
+                    Err(rustix::io::Errno::INTR) => {}
+                    other => break other,
+                }
+            };
+            let _ = sender.send(result.map(|()| file));
+        });
+    waiter.at("lock", path)?;
+    loop {
+        cancel.check()?;
+        match receiver.recv_timeout(TICK) {
+            Ok(result) => return result.at("lock", path),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(ImageError::io(
+                    "lock",
+                    path,
+                    io::ErrorKind::Interrupted.into(),
+                ));
+            }
+        }
     }
 }
 
@@ -107,7 +128,7 @@ pub(super) fn share(path: &Path) -> Result<Option<ImageLock>, ImageError> {
 pub(super) fn exclude(path: &Path) -> Option<File> {
     let file = File::open(path).ok()?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
-    Some(file)
+    same(&file, path).then_some(file)
 }
 
 /// Whether the name still leads to what was opened.

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! blobs/<sha256>.raw | <sha256>/     complete, read-only, never changed; flock(LOCK_SH) by whoever uses one
-//! refs/<name>.json                   a name: where it came from, digest, size, when
+//! blobs/<sha256>.sums                digests of what a blob holds, by which damage to it is found
+//! refs/<name>.json                   a name: where it came from, digest, size, when; its time is that of the last use
 //! partial/<key>.data, .json          a download that can go on; <key>.lock: one process per key
 //! ```
 //!
@@ -14,23 +15,32 @@
 //! rename, so that of two processes that want one image the second waits and then finds it.
 
 mod beside;
+mod content;
 mod lock;
+mod machines;
 mod oci;
+mod prune;
 mod publish;
 mod pull;
 mod record;
+mod verify;
+mod walk;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+pub use content::Damage;
 use lock::KeyLock;
+pub use prune::{PruneOptions, PruneReport, Pruned, PrunedKind};
 use record::Record;
+pub use verify::Soundness;
 
 use crate::digest::Digest;
 use crate::error::{ImageError, PathContext};
-use crate::image::{Image, ImageKind};
+use crate::fetch;
+use crate::image::{Image, ImageKind, ImageLock};
 use crate::limits::Cancel;
 use crate::options::PullOptions;
 use crate::reference::{ImageName, ImageRef};
@@ -63,6 +73,8 @@ pub struct StoredImage {
     pub disk_usage: u64,
     /// When it was published.
     pub created: SystemTime,
+    /// When it was last pulled, or asked for by whoever started it.
+    pub last_used: SystemTime,
     /// Whether a machine or another process uses it now.
     pub in_use: bool,
     /// How its bytes were verified: `none`, `checksum given`, `checksum by FILE` or `signature by KEY in FILE`.
@@ -108,6 +120,50 @@ impl Store {
         self.pull_any(reference, options, reporter)
     }
 
+    /// Where an image lies that is here already: a path, a name in the store or in `machines`, or what was pulled from
+    /// a URL or registry before. The lock keeps the store from removing it. `None` where it was not pulled.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError::UnknownName`], [`ImageError::Path`] and [`ImageError::Record`].
+    pub fn locate(
+        &self,
+        reference: &ImageRef,
+        machines: &Path,
+    ) -> Result<Option<(PathBuf, Option<ImageLock>)>, ImageError> {
+        let found = match reference {
+            ImageRef::Host => return Ok(Some((PathBuf::from("/"), None))),
+            ImageRef::Path(path) => return Ok(Some((path.clone(), None))),
+            ImageRef::Url(url) => self.find(&fetch::url_key(url))?,
+            ImageRef::Oci(image) => self.find(&oci::key(&format!("oci:{image}")))?,
+            ImageRef::Name(name) => Record::read(&record::path(&self.refs(), name))?
+                .map(|record| (name.clone(), record)),
+        };
+        if let Some((name, record)) = &found
+            && let Some(image) = self.stored(name, record)?
+        {
+            return Ok(Some((image.path, image.lock)));
+        }
+        let ImageRef::Name(name) = reference else {
+            return Ok(None);
+        };
+        let paths = [
+            machines.join(name.as_str()),
+            machines.join(format!("{name}.raw")),
+        ];
+        let there = paths
+            .into_iter()
+            .find(|path| fs::symlink_metadata(path).is_ok());
+        match there {
+            Some(path) => Ok(Some((path, None))),
+            None => Err(ImageError::UnknownName {
+                name: name.clone(),
+                store: self.root.clone(),
+                machines: machines.to_owned(),
+            }),
+        }
+    }
+
     /// All names, sorted.
     ///
     /// # Errors
@@ -124,52 +180,83 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`ImageError::UnknownName`], and [`ImageError::InUse`] where a machine uses it.
+    /// [`ImageError::NotStored`], and [`ImageError::InUse`] where a machine uses it.
     pub fn remove(&self, name: &ImageName) -> Result<(), ImageError> {
-        let _refs = KeyLock::wait(&self.lock_path("refs"), &Cancel::default(), &mut NoReport)?;
+        self.remove_if(name, &|_, _| true).map(drop)
+    }
+
+    /// As [`remove`](Self::remove), where the record, which lies at the path given, is one that may go.
+    fn remove_if(
+        &self,
+        name: &ImageName,
+        may_go: &dyn Fn(&Record, &Path) -> bool,
+    ) -> Result<bool, ImageError> {
+        let _refs = self.lock_refs()?;
         let path = record::path(&self.refs(), name);
         let Some(record) = Record::read(&path)? else {
-            let (name, store) = (name.clone(), self.root.clone());
-            return Err(ImageError::UnknownName {
-                name,
-                machines: store.clone(),
-                store,
-            });
+            return Err(self.unknown(name));
         };
+        if !may_go(&record, &path) {
+            return Ok(false);
+        }
         let shared = record::all(&self.refs())?
             .into_iter()
             .any(|(other, found)| {
                 other != *name && found.is_ok_and(|found| found.blob() == record.blob())
             });
+        let kind = record.kind.into();
         let blob = record
             .blob()
-            .map(|digest| self.blob(&digest, record.kind.into()));
-        let Some(blob) = blob.filter(|blob| !shared && fs::symlink_metadata(blob).is_ok()) else {
-            return fs::remove_file(&path).at("remove", &path);
+            .map(|digest| (self.blob(&digest, kind), digest));
+        let blob = blob.filter(|(blob, _)| !shared && fs::symlink_metadata(blob).is_ok());
+        let Some((blob, digest)) = blob else {
+            return fs::remove_file(&path).at("remove", &path).map(|()| true);
         };
         let Some(_lock) = lock::exclude(&blob) else {
             return Err(ImageError::InUse { name: name.clone() });
         };
         fs::remove_file(&path).at("remove", &path)?;
-        match ImageKind::from(record.kind) {
+        self.remove_blob(&digest, kind).map(|()| true)
+    }
+
+    /// Removes a blob and its digests; the caller holds the lock of the names and the only lock of the blob.
+    fn remove_blob(&self, digest: &Digest, kind: ImageKind) -> Result<(), ImageError> {
+        let blob = self.blob(digest, kind);
+        let sums = self.sums(digest);
+        match fs::remove_file(&sums) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(ImageError::io("remove", &sums, error));
+            }
+            _ => {}
+        }
+        match kind {
             ImageKind::Disk => fs::remove_file(&blob).at("remove", &blob),
             // In one step out of sight, then at leisure: a killed removal leaves what the next sweep takes.
             ImageKind::Tree => {
-                let key = format!("removed-{}", blob.file_name().unwrap_or_default().display());
-                let _key = KeyLock::wait(&self.lock_path(&key), &Cancel::default(), &mut NoReport)?;
+                let key = format!("removed-{}", digest.hex());
+                let lock = self.lock_path(&key);
+                let held = KeyLock::wait(&lock, &Cancel::default(), &mut NoReport)?;
                 let work = self.work(&key);
                 work.clear();
                 fs::rename(&blob, &work.tree).at("remove", &blob)?;
-                remove_tree(&work.tree).at("remove", &work.tree)
+                remove_tree(&work.tree).at("remove", &work.tree)?;
+                held.remove(&lock)
             }
         }
     }
 
+    fn unknown(&self, name: &ImageName) -> ImageError {
+        ImageError::NotStored {
+            name: name.clone(),
+            store: self.root.clone(),
+        }
+    }
+
     fn describe(&self, name: ImageName, record: &Record) -> Result<StoredImage, ImageError> {
-        let path = record::path(&self.refs(), &name);
+        let record_path = record::path(&self.refs(), &name);
         let (Some(digests), Some(blob)) = (record.digests(), record.blob()) else {
             return Err(ImageError::Record {
-                path,
+                path: record_path,
                 reason: "it holds no SHA-256".to_owned(),
             });
         };
@@ -184,6 +271,7 @@ impl Store {
             virtual_size: record.virtual_size,
             disk_usage: disk_usage(&path),
             created: record.created(),
+            last_used: record::last_used(&record_path, record),
             verified: record.verified.to_string(),
             in_use: path.exists() && lock::exclude(&path).is_none(),
             path,
@@ -240,6 +328,10 @@ impl Store {
             tree: path("tree"),
             spool: path("spool"),
         }
+    }
+
+    fn sums(&self, sha256: &Digest) -> PathBuf {
+        self.blobs().join(format!("{}.sums", sha256.hex()))
     }
 
     fn blob(&self, sha256: &Digest, kind: ImageKind) -> PathBuf {

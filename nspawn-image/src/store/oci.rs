@@ -72,7 +72,7 @@ impl Store {
 }
 
 /// What a reference's record is found by.
-fn key(source: &str) -> String {
+pub(super) fn key(source: &str) -> String {
     let mut hasher = Hasher::new(None);
     hasher.update(source.as_bytes());
     format!("oci-{}", &hasher.finish().sha256.hex()[..32])

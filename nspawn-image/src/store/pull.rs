@@ -70,6 +70,7 @@ impl Store {
             if !is_verified(&record, options) {
                 return Err(too_little(&record, options, name));
             }
+            record::touch(&record::path(&self.refs(), name));
             return Ok(image);
         }
         let folder = &options.machines_dir;
@@ -303,7 +304,7 @@ impl Store {
     }
 
     /// The record with this key, if there is one.
-    fn find(&self, key: &str) -> Result<Option<(ImageName, Record)>, ImageError> {
+    pub(super) fn find(&self, key: &str) -> Result<Option<(ImageName, Record)>, ImageError> {
         let all = record::all(&self.refs())?;
         Ok(all.into_iter().find_map(|(name, record)| {
             Some((name, record.ok().filter(|record| record.key == key)?))
@@ -347,7 +348,11 @@ impl Store {
             record.verified.meets(Verify::Signature) && !verified.meets(Verify::Signature);
         if proves_more && !is_less && record.verified != verified {
             record.verified = verified;
-            record.write(&self.refs(), &name)?;
+            // A name that was removed meanwhile stays removed.
+            let _refs = self.lock_refs()?;
+            if Record::read(&record::path(&self.refs(), &name))?.is_some() {
+                record.write(&self.refs(), &name)?;
+            }
         }
         self.under_name(name, &record, options)
     }
@@ -368,6 +373,9 @@ impl Store {
                 name: Some(wanted.clone()),
                 ..image.clone()
             }));
+        }
+        if image.is_some() {
+            record::touch(&record::path(&self.refs(), &name));
         }
         Ok(image)
     }

@@ -139,6 +139,17 @@ pub(super) fn path(folder: &Path, name: &ImageName) -> PathBuf {
     folder.join(format!("{name}.json"))
 }
 
+/// When the image of a record was last used: the time of its file.
+pub(super) fn last_used(path: &Path, record: &Record) -> SystemTime {
+    let changed = fs::symlink_metadata(path).and_then(|found| found.modified());
+    changed.map_or(record.created(), |time| time.max(record.created()))
+}
+
+/// Notes that an image is used now. Where that cannot be noted it is used all the same.
+pub(super) fn touch(path: &Path) {
+    let _ = File::open(path).and_then(|file| file.set_modified(SystemTime::now()));
+}
+
 /// A name, and what its record says where it can be read.
 pub(super) type Found = (ImageName, Result<Record, ImageError>);
 

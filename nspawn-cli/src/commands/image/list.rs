@@ -10,6 +10,8 @@ use crate::options::{Format, FormatArg, Global};
 use crate::output::{Output, age, size};
 
 /// List the images in the store
+///
+/// Example: nspawn-run image list --format json
 #[derive(Args, Debug)]
 pub(crate) struct ListArgs {
     #[command(flatten)]
@@ -42,34 +44,37 @@ fn kind(image: &StoredImage) -> &'static str {
 }
 
 fn row(image: &StoredImage) -> Vec<String> {
-    let old = SystemTime::now()
-        .duration_since(image.created)
-        .unwrap_or_default()
-        .as_secs();
+    let since = |time| {
+        let passed = SystemTime::now().duration_since(time).unwrap_or_default();
+        age(passed.as_secs())
+    };
     vec![
         image.name.to_string(),
         kind(image).into(),
         size(image.virtual_size),
         size(image.disk_usage),
-        age(old),
-        if image.in_use { "yes" } else { "no" }.into(),
+        since(image.created),
+        match image.in_use {
+            true => "now".to_owned(),
+            false => format!("{} ago", since(image.last_used)),
+        },
         image.source.clone(),
     ]
 }
 
 fn json(image: &StoredImage) -> serde_json::Value {
-    let created = image
-        .created
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs();
+    let seconds = |time: SystemTime| {
+        let passed = time.duration_since(SystemTime::UNIX_EPOCH);
+        passed.unwrap_or_default().as_secs()
+    };
     serde_json::json!({
         "name": image.name.to_string(),
         "kind": kind(image),
         "digest": image.digest.to_string(),
         "virtual_size": image.virtual_size,
         "disk_usage": image.disk_usage,
-        "created": created,
+        "created": seconds(image.created),
+        "last_used": seconds(image.last_used),
         "in_use": image.in_use,
         "verified": image.verified,
         "source": image.source,

@@ -1,10 +1,15 @@
 //! `nspawn-run image`: the image store.
 
+mod amount;
+mod convert;
 mod fetch;
+mod inspect;
 mod list;
+mod prune;
 mod pull;
 mod registry;
 mod remove;
+mod verify;
 
 use clap::{Args, Subcommand};
 pub(crate) use fetch::FetchOptions;
@@ -15,7 +20,7 @@ use crate::error::CommandError;
 use crate::options::Global;
 use crate::output::Output;
 
-/// Fetch, list and remove images
+/// Fetch, inspect, check, convert and remove images
 #[derive(Args, Debug)]
 pub(crate) struct ImageArgs {
     #[command(subcommand)]
@@ -27,8 +32,12 @@ enum ImageCommand {
     Pull(Box<pull::PullArgs>),
     #[command(visible_alias = "ls")]
     List(list::ListArgs),
+    Inspect(inspect::InspectArgs),
+    Verify(verify::VerifyArgs),
     #[command(visible_alias = "rm")]
     Remove(remove::RemoveArgs),
+    Prune(prune::PruneArgs),
+    Convert(convert::ConvertArgs),
 }
 
 /// Runs the command.
@@ -36,7 +45,11 @@ pub(crate) fn run(args: &ImageArgs, global: &Global, out: &mut Output) -> Result
     match &args.command {
         ImageCommand::Pull(args) => pull::run(args, global, out),
         ImageCommand::List(args) => list::run(args, global, out),
+        ImageCommand::Inspect(args) => inspect::run(args, global, out),
+        ImageCommand::Verify(args) => verify::run(args, global, out),
         ImageCommand::Remove(args) => remove::run(args, global),
+        ImageCommand::Prune(args) => prune::run(args, global, out),
+        ImageCommand::Convert(args) => convert::run(args, global),
     }
 }
 

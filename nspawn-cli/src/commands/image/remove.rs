@@ -1,13 +1,16 @@
 //! `nspawn-run image remove`
 
 use clap::Args;
-use nspawn_core::{Host, Phase};
 use nspawn_image::ImageName;
 
 use crate::error::{CommandError, Kind};
 use crate::options::Global;
 
 /// Remove images from the store; one that a machine uses stays
+///
+/// An image is in use while a machine runs from it, and while changes are kept of a machine that was made from it.
+///
+/// Example: nspawn-run image remove debian-12
 #[derive(Args, Debug)]
 pub(crate) struct RemoveArgs {
     /// The images
@@ -19,19 +22,16 @@ pub(crate) struct RemoveArgs {
 pub(crate) fn run(args: &RemoveArgs, global: &Global) -> Result<(), CommandError> {
     let store = global.store()?;
     // a detached machine outlives the lock of the command that started it
-    let machines = Host::detect_with(global.dirs()?)
-        .and_then(|host| host.machines())
-        .unwrap_or_default();
+    let bases = nspawn_core::bases_in_use(&global.dirs()?)?;
     for name in &args.names {
         let stored = store.list()?.into_iter().find(|image| image.name == *name);
         let base = stored.map(|image| image.path.display().to_string());
-        let user = machines
-            .iter()
-            .find(|record| record.phase != Phase::Ended && Some(&record.base) == base.as_ref());
-        if let Some(record) = user {
-            let message = format!("image {name} is in use by machine {}", record.name);
-            return Err(CommandError::new(Kind::Failure, message)
-                .hint(format!("stop it first: nspawn-run stop {}", record.name)));
+        let user = bases.iter().find(|(_, used)| Some(used) == base.as_ref());
+        if let Some((machine, _)) = user {
+            let message = format!("image {name} is in use by machine {machine}");
+            return Err(CommandError::new(Kind::Failure, message).hint(format!(
+                "stop it, and remove what is kept of it: nspawn-run stop {machine}; nspawn-run remove {machine}"
+            )));
         }
         store.remove(name)?;
     }

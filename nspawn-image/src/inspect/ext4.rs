@@ -1,0 +1,153 @@
+//! Files of an ext2, ext3 or ext4 inside a disk image: read by the `ext4-view` crate, with no mount and no root.
+
+use std::error::Error as StdError;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ext4_view::{Ext4, Ext4Error, Ext4Read};
+
+use super::files::{MAX_NAMES, OsFiles};
+use crate::disk::RootPartition;
+use crate::source::ReadAt;
+
+/// The most block groups, for each of which a descriptor is held in memory: 8 TiB in blocks of 1 KiB.
+const MAX_GROUPS: u64 = 1 << 20;
+
+/// A partition as the crate reads it.
+struct Window {
+    disk: Arc<dyn ReadAt>,
+    offset: u64,
+    length: u64,
+}
+
+impl Ext4Read for Window {
+    fn read(
+        &mut self,
+        start: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), Box<dyn StdError + Send + Sync + 'static>> {
+        let end = start.checked_add(buffer.len() as u64);
+        let position = self.offset.checked_add(start);
+        match (end, position) {
+            (Some(end), Some(position)) if end <= self.length => {
+                Ok(self.disk.read_exact_at(buffer, position)?)
+            }
+            _ => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+        }
+    }
+}
+
+/// The files of one file system.
+pub(super) struct Ext4Files(Ext4);
+
+impl Ext4Files {
+    /// Reads the superblock, the groups and the journal of what stands in a partition.
+    pub(super) fn open(disk: Arc<dyn ReadAt>, root: &RootPartition) -> io::Result<Self> {
+        check_size(&*disk, root)?;
+        let window = Window {
+            disk,
+            offset: root.offset,
+            length: root.length,
+        };
+        Ext4::load(Box::new(window)).map(Self).map_err(explained)
+    }
+}
+
+/// Refuses numbers of the superblock that the partition cannot hold, before memory is taken by them.
+///
+/// Source: Linux Documentation/filesystems/ext4/super.rst.
+fn check_size(disk: &dyn ReadAt, root: &RootPartition) -> io::Result<()> {
+    let mut block = [0; 1024];
+    disk.read_exact_at(&mut block, root.offset.saturating_add(1024))?;
+    let u32_at = |at: usize| {
+        u64::from(u32::from_le_bytes([
+            block[at],
+            block[at + 1],
+            block[at + 2],
+            block[at + 3],
+        ]))
+    };
+    let is_64_bit = u32_at(0x60) & 0x80 != 0;
+    let blocks = u32_at(4) | if is_64_bit { u32_at(0x150) << 32 } else { 0 };
+    let (log_size, per_group) = (u32_at(24), u32_at(32));
+    let fits = log_size <= 6
+        && per_group > 0
+        && blocks.div_ceil(per_group) <= MAX_GROUPS
+        && blocks
+            .checked_mul(1024 << log_size)
+            .is_some_and(|bytes| bytes <= root.length);
+    if fits {
+        return Ok(());
+    }
+    let reason = "its superblock promises more than the partition holds";
+    Err(io::Error::new(io::ErrorKind::InvalidData, reason))
+}
+
+fn explained(error: Ext4Error) -> io::Error {
+    let kind = match &error {
+        Ext4Error::NotFound => io::ErrorKind::NotFound,
+        Ext4Error::NotADirectory | Ext4Error::TooManySymlinks => io::ErrorKind::NotFound,
+        Ext4Error::NotASymlink | Ext4Error::IsADirectory | Ext4Error::IsASpecialFile => {
+            io::ErrorKind::InvalidInput
+        }
+        _ => io::ErrorKind::InvalidData,
+    };
+    io::Error::new(kind, error.to_string())
+}
+
+fn absolute(path: &str) -> String {
+    format!("/{}", path.trim_start_matches('/'))
+}
+
+impl OsFiles for Ext4Files {
+    fn read(&self, path: &str, limit: usize) -> io::Result<Vec<u8>> {
+        let mut file = self.0.open(&absolute(path)).map_err(explained)?;
+        // The length is the image's own word: memory is taken as bytes come.
+        let mut bytes = Vec::new();
+        let mut buffer = vec![0; limit.min(64 << 10)];
+        while bytes.len() < limit {
+            let wanted = buffer.len().min(limit - bytes.len());
+            match file.read_bytes(&mut buffer[..wanted]).map_err(explained)? {
+                0 => break,
+                count => bytes.extend_from_slice(&buffer[..count]),
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn read_link(&self, path: &str) -> io::Result<PathBuf> {
+        let path = absolute(path);
+        let metadata = self.0.symlink_metadata(&path).map_err(explained)?;
+        // A link of more than a page is none that the kernel would follow.
+        if metadata.is_symlink() && metadata.len() > 4096 {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let target = self.0.read_link(&path).map_err(explained)?;
+        Ok(PathBuf::from(OsStr::from_bytes(target.as_ref())))
+    }
+
+    fn list(&self, path: &str) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        let entries = self.0.read_dir(&absolute(path)).map_err(explained)?;
+        for entry in entries.take(MAX_NAMES) {
+            let entry = entry.map_err(explained)?;
+            match entry.file_name().as_str() {
+                Ok("." | "..") | Err(_) => {}
+                Ok(name) => names.push(name.to_owned()),
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn exists(&self, path: &str) -> io::Result<bool> {
+        match self.0.symlink_metadata(&absolute(path)).map_err(explained) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
