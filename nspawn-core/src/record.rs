@@ -5,9 +5,11 @@
 //! RUN/machines/NAME/state.json     the Record, replaced by rename
 //! RUN/machines/NAME/notify.sock    where systemd-nspawn reports
 //! RUN/machines/NAME/local/         bound into the machine at /local
-//! RUN/machines/NAME/base, root     mount points, seen by the machine's own mount namespace alone
+//! RUN/machines/NAME/base, root,    mount points, seen by the machine's own mount namespace alone
+//!                   mounts/PLACE
 //! RUN/machines/NAME/supervisor.log what systemd-nspawn says
-//! STATE/machines/NAME/upper, work  changes to the root file system
+//! STATE/machines/NAME/upper, work, changes to the root file system, and to each subvolume mounted in it
+//!                     mounts/PLACE
 //! STATE/machines/NAME/console.log  the machine's console
 //! STATE/machines/NAME/kept.json    what the changes of a kept machine belong to
 //! ```

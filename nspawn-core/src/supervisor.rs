@@ -213,11 +213,19 @@ impl Supervisor {
 
     /// Takes the thread's view of the root file system down; the machine's own goes with the machine.
     fn unmount(&self) {
-        for dir in ["root", "base", "base"] {
-            let _ = umount2(
-                &self.places.run.join(dir),
-                MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW,
-            );
+        let mut dirs = vec![self.places.run.join("root"), self.places.run.join("base")];
+        let mounts = fs::read_dir(self.places.run.join("mounts"));
+        dirs.extend(
+            mounts
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| entry.path()),
+        );
+        let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
+        for dir in dirs {
+            // a second time, where users are mapped
+            while umount2(&dir, flags).is_ok() {}
         }
     }
 }
@@ -235,8 +243,9 @@ pub(crate) fn tidy(
     }
     if may_keep && record.keep_record {
         if !record.persist {
-            record::remove_path(&places.state.join("upper"))?;
-            record::remove_path(&places.state.join("work"))?;
+            for dir in ["upper", "work", "mounts"] {
+                record::remove_path(&places.state.join(dir))?;
+            }
         }
         places.keep_only_record()?;
         return places.write_record(record);

@@ -67,6 +67,16 @@ impl Debian {
     }
 }
 
+/// The Debian fixture's root in one file system, as a disk image: `btrfs`, `xfs`, `ext4`, `erofs` or `squashfs`. Never to
+/// be written: all tests share it.
+///
+/// # Panics
+///
+/// Where the fixture was not built.
+pub fn in_filesystem(name: &str) -> PathBuf {
+    built("filesystems", "cargo xtask fixture").join(format!("{name}.raw"))
+}
+
 /// The root folder of the nested systemd host; boot it with [`SystemdHost`](crate::systemd_host::SystemdHost).
 ///
 /// # Panics

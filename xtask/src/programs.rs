@@ -81,9 +81,31 @@ const TEST: &[Program] = &[
         ["dosfstools", "dosfstools", "dosfstools", "dosfstools"],
     ),
     Program::new(
+        &["mkfs.btrfs"],
+        ["btrfs-progs", "btrfs-progs", "btrfs-progs", "btrfsprogs"],
+    ),
+    Program::new(
+        &["mkfs.xfs"],
+        ["xfsprogs", "xfsprogs", "xfsprogs", "xfsprogs"],
+    ),
+    Program::new(
+        &["mksquashfs"],
+        [
+            "squashfs-tools",
+            "squashfs-tools",
+            "squashfs-tools",
+            "squashfs",
+        ],
+    ),
+    Program::new(
+        &["mkfs.erofs"],
+        ["erofs-utils", "erofs-utils", "erofs-utils", "erofs-utils"],
+    ),
+    Program::new(
         &["sfdisk"],
         ["fdisk", "util-linux", "util-linux", "util-linux"],
     ),
+    Program::new(&["sgdisk"], ["gdisk", "gdisk", "gptfdisk", "gptfdisk"]),
     Program::new(
         &["nsenter"],
         ["util-linux", "util-linux", "util-linux", "util-linux"],

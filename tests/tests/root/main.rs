@@ -3,6 +3,7 @@
 mod detached;
 mod exec;
 mod faults;
+mod filesystems;
 mod fixture;
 mod images;
 mod killed;

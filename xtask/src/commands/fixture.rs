@@ -3,7 +3,7 @@
 use super::setup;
 use crate::console;
 use crate::error::Result;
-use crate::fixture::{Fixture, debian, systemd_host};
+use crate::fixture::{Fixture, debian, filesystems, systemd_host};
 use crate::programs::Purpose;
 use crate::root;
 
@@ -25,6 +25,7 @@ pub(crate) fn run(args: &FixtureArgs) -> Result<()> {
     root::require("fixture")?;
     setup::prepare(Purpose::Test, args.yes, "fixture")?;
     build(&debian::FIXTURE, args.force)?;
+    build(&filesystems::FIXTURE, args.force)?;
     if args.systemd_host {
         build(&systemd_host::FIXTURE, args.force)?;
     }
@@ -34,6 +35,7 @@ pub(crate) fn run(args: &FixtureArgs) -> Result<()> {
 /// Builds every fixture that is not there yet.
 pub(crate) fn ensure_all() -> Result<()> {
     ensure_debian()?;
+    build(&filesystems::FIXTURE, false)?;
     build(&systemd_host::FIXTURE, false)
 }
 

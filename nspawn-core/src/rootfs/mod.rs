@@ -6,32 +6,37 @@
 //! files of ours ----------------------------------> layer/ ─┤
 //! changes -------------------------------> upper/ + work/ ─┴-> overlay at root/
 //!
+//! subvolumes of the image's fstab ----> mounts/NAME/, each with changes of its own -> overlay at root/PLACE
+//!
 //! the host's /usr ---------------------------------> root/usr, in a tmpfs at root/
 //! ```
 //!
 //! The kernel takes it all down with the namespace, whatever kills the machine: the mounts are gone with the
 //! last process in it, and the loop device with the mount. Only plain folders stay.
 
-use std::fs::{self, File, OpenOptions};
+mod disk;
+mod fstab;
+mod inside;
+
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{
-    DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, chown, lchown, symlink,
+    DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown, lchown, symlink,
 };
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
+use self::disk::Disk;
+use self::fstab::Subvolume;
 use crate::config::{MachineConfig, Network, Rootfs};
 use crate::error::{MachineError, PathContext as _};
 use crate::network;
 use crate::record::Places;
 use crate::sys;
 use crate::user_range::UserRange;
-
-/// Tries to get a loop device before giving up: each means that another process took the one we saw free.
-const LOOP_TRIES: usize = 64;
 
 /// What of the host's `/etc` programs in its `/usr` cannot do without: links they are started through, the
 /// linker's cache, certificates.
@@ -68,6 +73,7 @@ pub(crate) fn assemble(
         fs::create_dir_all(dir).at("make", dir)?;
     }
     let owner = id_map.map_or(0, |map| map.range.base());
+    let mut disk = None;
     let base_name = match &config.spec().rootfs {
         Rootfs::Host => {
             volatile_root(&root, id_map)?;
@@ -84,10 +90,12 @@ pub(crate) fn assemble(
             length,
             filesystem,
         } => {
-            mount_disk(image, *offset, *length, filesystem, &base, &places.run)?;
+            let attached = Disk::attach(image, *offset, *length, filesystem, &places.run)?;
+            attached.mount_root(&base)?;
             if id_map.is_some() {
                 bind_base(&base, &base, id_map)?;
             }
+            disk = Some(attached);
             image
         }
     };
@@ -104,14 +112,61 @@ pub(crate) fn assemble(
     let layer = places.run.join("layer");
     make_dir(&layer, owner)?;
     write_own_files(config, &layer, owner)?;
+    let persist = config.spec().persist;
+    overlay(&[&layer, &base], &places.state, &root, persist, owner)?;
+    // the disk may be let go then: the mounts hold the loop device, and AUTOCLEAR detaches it with the last of them
+    if let Some(disk) = disk {
+        for subvolume in disk.subvolumes(&base)? {
+            add_subvolume(&disk, &subvolume, config, places, id_map)?;
+        }
+    }
+    Ok(root)
+}
+
+/// Shows a subvolume of the image at its place in the machine's root; changes to it are kept beside the root's.
+///
+/// An overlay does not look into what is mounted in the folders below it, so that each is one of its own.
+fn add_subvolume(
+    disk: &Disk,
+    subvolume: &Subvolume,
+    config: &MachineConfig,
+    places: &Places,
+    id_map: Option<&IdMap>,
+) -> Result<(), MachineError> {
+    let base = places.run.join("mounts").join(subvolume.file_name());
+    fs::create_dir_all(&base).at("make", &base)?;
+    match disk.mount(&base, Some(&subvolume.option)) {
+        Err(_) if subvolume.may_fail => return Ok(()),
+        other => other?,
+    }
+    if id_map.is_some() {
+        bind_base(&base, &base, id_map)?;
+    }
+    let owner = id_map.map_or(0, |map| map.range.base());
+    let place = inside::folder(&places.run.join("root"), &subvolume.place, owner)?;
+    let changes = places.state.join("mounts").join(subvolume.file_name());
+    let upper = changes.join("upper");
+    if !upper.exists() {
+        fs::create_dir_all(&changes).at("make", &changes)?;
+        make_dir(&upper, owner)?;
+        // the root of an overlay has the owner and mode of its upper folder
+        let meta = fs::metadata(&base).at("read", &base)?;
+        chown(&upper, Some(meta.uid()), Some(meta.gid())).at("change the owner of", &upper)?;
+        let mode = fs::Permissions::from_mode(meta.mode() & 0o7777);
+        fs::set_permissions(&upper, mode).at("change", &upper)?;
+    }
+    let layer = places.run.join("layer").join(&subvolume.place);
+    let mut lower = vec![base.as_path()];
+    if layer.is_dir() {
+        lower.insert(0, &layer);
+    }
     overlay(
-        &[&layer, &base],
-        places,
-        &root,
+        &lower,
+        &changes,
+        &place.path(),
         config.spec().persist,
         owner,
-    )?;
-    Ok(root)
+    )
 }
 
 /// Writes the files that a machine gets beside those of its image.
@@ -253,106 +308,16 @@ fn bind_base(from: &Path, to: &Path, id_map: Option<&IdMap>) -> Result<(), Machi
     move_mount(tree.as_fd(), "", rustix::fs::CWD, to, flags).at("mount at", to)
 }
 
-/// Mounts a file system inside an image file, read-only and without replaying its journal.
-fn mount_disk(
-    image: &Path,
-    offset: u64,
-    length: u64,
-    filesystem: &str,
-    to: &Path,
-    scratch: &Path,
-) -> Result<(), MachineError> {
-    let file = File::open(image).at("open", image)?;
-    let (_device, path) = attach_loop(&file, image, offset, length, scratch)?;
-    // a read-only device cannot be recovered on; each file system has its own word for "do not try"
-    let options = match filesystem {
-        "ext2" | "ext3" | "ext4" => Some("noload"),
-        "xfs" => Some("norecovery,nouuid"),
-        "btrfs" => Some("rescue=nologreplay"),
-        _ => None,
-    };
-    mount(
-        Some(&path),
-        to,
-        Some(filesystem),
-        MsFlags::MS_RDONLY,
-        options,
-    )
-    .map_err(|error| MachineError::Rootfs {
-        what: format!(
-            "mount the {filesystem} file system at byte {offset} of {} ({length} bytes)",
-            image.display()
-        ),
-        source: error.into(),
-    })
-    // `_device` may go now: the mount holds the loop device, and AUTOCLEAR detaches it with the mount
-}
-
-/// Attaches part of a file to a free loop device; the device goes when nothing has it open.
-fn attach_loop(
-    file: &File,
-    image: &Path,
-    offset: u64,
-    length: u64,
-    scratch: &Path,
-) -> Result<(File, PathBuf), MachineError> {
-    let control_path = Path::new("/dev/loop-control");
-    let control = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_CLOEXEC)
-        .open(control_path)
-        .at("open", control_path)?;
-    let doing = |source: io::Error| MachineError::Rootfs {
-        what: format!("attach {} to a loop device", image.display()),
-        source,
-    };
-    for _ in 0..LOOP_TRIES {
-        let number = sys::loop_get_free(control.as_fd()).map_err(doing)?;
-        let mut path = PathBuf::from(format!("/dev/loop{number}"));
-        if !path.exists() {
-            // containers have a /dev of their own, in which no node appears
-            path = scratch.join(format!("loop{number}"));
-            make_loop_node(&path, number)?;
-        }
-        let device = OpenOptions::new()
-            .read(true)
-            .open(&path)
-            .at("open", &path)?;
-        match sys::loop_attach(device.as_fd(), file.as_fd(), offset, length) {
-            Ok(()) => return Ok((device, path)),
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-            Err(error) => return Err(doing(error)),
-        }
-    }
-    Err(doing(io::ErrorKind::ResourceBusy.into()))
-}
-
-fn make_loop_node(path: &Path, number: u32) -> Result<(), MachineError> {
-    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-    /// Source: linux/major.h, `LOOP_MAJOR`.
-    const LOOP_MAJOR: u64 = 7;
-    match mknod(
-        path,
-        SFlag::S_IFBLK,
-        Mode::S_IRUSR,
-        makedev(LOOP_MAJOR, u64::from(number)),
-    ) {
-        Err(nix::errno::Errno::EEXIST) => Ok(()),
-        other => other.at("make", path),
-    }
-}
-
-/// Lays a writable folder over the others, the first of which is on top.
+/// Lays a writable folder over the others, the first of which is on top; `changes` gets what is written.
 fn overlay(
     lower: &[&Path],
-    places: &Places,
+    changes: &Path,
     root: &Path,
     persist: bool,
     owner: u32,
 ) -> Result<(), MachineError> {
-    let upper = places.state.join("upper");
-    let work = places.state.join("work");
+    let upper = changes.join("upper");
+    let work = changes.join("work");
     for dir in [&upper, &work] {
         make_dir(dir, owner)?;
     }
