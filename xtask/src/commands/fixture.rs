@@ -4,8 +4,10 @@ use super::setup;
 use crate::console;
 use crate::error::Result;
 use crate::fixture::{Fixture, debian, filesystems, systemd_host};
+use crate::process;
 use crate::programs::Purpose;
 use crate::root;
+use crate::workspace;
 
 /// Build the images that the tests boot, unless they are there
 #[derive(clap::Args, Debug)]
@@ -24,6 +26,7 @@ pub(crate) struct FixtureArgs {
 pub(crate) fn run(args: &FixtureArgs) -> Result<()> {
     root::require("fixture")?;
     setup::prepare(Purpose::Test, args.yes, "fixture")?;
+    build_peers()?;
     build(&debian::FIXTURE, args.force)?;
     build(&filesystems::FIXTURE, args.force)?;
     if args.systemd_host {
@@ -34,6 +37,7 @@ pub(crate) fn run(args: &FixtureArgs) -> Result<()> {
 
 /// Builds every fixture that is not there yet.
 pub(crate) fn ensure_all() -> Result<()> {
+    build_peers()?;
     ensure_debian()?;
     build(&filesystems::FIXTURE, false)?;
     build(&systemd_host::FIXTURE, false)
@@ -42,6 +46,18 @@ pub(crate) fn ensure_all() -> Result<()> {
 /// Builds the Debian images if they are not there yet.
 pub(crate) fn ensure_debian() -> Result<()> {
     build(&debian::FIXTURE, false)
+}
+
+/// Builds the program that reads qcow2 images with other crates.
+fn build_peers() -> Result<()> {
+    let target = workspace::target_dir()?.join("peers");
+    let mut command = workspace::cargo();
+    command
+        .args(["build", "--quiet", "--release", "--locked"])
+        .args(["--manifest-path", "benches/peers/Cargo.toml"])
+        .arg("--target-dir")
+        .arg(&target);
+    process::run(&mut command)
 }
 
 fn build(fixture: &Fixture, force: bool) -> Result<()> {
