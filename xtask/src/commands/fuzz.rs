@@ -72,13 +72,23 @@ fn run_one(name: &str, seconds: u32) -> Result<()> {
 /// cargo-fuzz passes flags that only a nightly compiler takes of itself; `RUSTC_BOOTSTRAP` makes a stable one take them,
 /// and saves a fresh machine the download of a second toolchain. Stable ships the sanitizer's runtime.
 fn command(name: &str, seconds: u32) -> Result<Command> {
+    // What is found goes into the first folder; the seeds are read alone.
+    let fuzz = workspace::root().join("fuzz");
+    let (corpus, seeds) = (
+        fuzz.join("corpus").join(name),
+        fuzz.join("seeds").join(name),
+    );
+    for dir in [&corpus, &seeds] {
+        std::fs::create_dir_all(dir).at("create", dir)?;
+    }
     let mut command = workspace::cargo();
     command
         .env("RUSTC_BOOTSTRAP", "1")
         .args(["fuzz", "run", "--target-dir"])
         .arg(workspace::target_dir()?.join("fuzz"))
+        .arg(name)
+        .args([corpus, seeds])
         .args([
-            name,
             "--",
             &format!("-max_total_time={seconds}"),
             "-print_final_stats=1",
