@@ -28,6 +28,7 @@ use crate::error::{ImageError, PathContext};
 use crate::options::PullOptions;
 use crate::reference::ImageUrl;
 use crate::report::{Reporter, Step, StepKind};
+use crate::source::ReadAt as _;
 use crate::verify::Unverified;
 
 /// How often a cancel is seen while nothing arrives.
@@ -268,6 +269,21 @@ impl<'a> Download<'a> {
         }
     }
 
+    /// Whether a part is of another file than the bytes that are here: servers err about `If-Range`.
+    fn is_another(&self, head: &transfer::Head) -> bool {
+        if self.done == 0 {
+            return false;
+        }
+        let other_name = self.validators.etag.is_some()
+            && head.validators.etag.is_some()
+            && self.validators.etag != head.validators.etag;
+        let length = self
+            .arriving
+            .as_ref()
+            .and_then(|arriving| arriving.size().ok());
+        other_name || matches!((length, head.total), (Some(old), Some(new)) if old != new)
+    }
+
     fn attempt(&mut self, known: Option<&Validators>) -> Result<Ended, ImageError> {
         let request = Request {
             from: self.done,
@@ -311,14 +327,17 @@ impl<'a> Download<'a> {
         if head.start == 0 && self.done > 0 {
             // The file changed, or the server knows no ranges: this body is the whole file.
             self.restart()?;
-        } else if head.start != self.done {
+        } else if head.start != self.done || self.is_another(&head) {
             return Ok(Ended::Restart);
         }
         let limit = self.options.limits.download;
         if head.total.is_some_and(|total| total > limit) {
             return Err(self.fail(DownloadReason::TooLarge { limit }).into());
         }
-        self.validators = head.validators;
+        // An answer to a range need not repeat what the file is told by.
+        if self.done == 0 || head.validators.strong().is_some() {
+            self.validators = head.validators;
+        }
         let record = serde_json::to_vec(&self.validators).unwrap_or_default();
         fs::write(&self.partial.record, record).at("write", &self.partial.record)?;
         if let (Some(total), None) = (head.total, &self.arriving) {

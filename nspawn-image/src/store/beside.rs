@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::error::ImageError;
+use crate::error::{ErrorKind, ImageError};
 use crate::fetch::{Arriving, Follower};
+use crate::limits::Cancel;
 use crate::options::PullOptions;
 use crate::report::Reporter;
 use crate::report::relay::{self, Relay};
@@ -37,6 +38,8 @@ pub(super) struct Plan {
 /// An import that has yet to start, runs, or is over.
 pub(super) struct Beside {
     plan: Plan,
+    /// The caller's; the plan has one of its own, so that an import can be ended alone.
+    cancel: Cancel,
     state: State,
 }
 
@@ -52,9 +55,11 @@ enum State {
 }
 
 impl Beside {
-    pub(super) fn new(plan: Plan) -> Self {
+    pub(super) fn new(mut plan: Plan) -> Self {
+        let cancel = std::mem::take(&mut plan.options.cancel);
         Self {
             plan,
+            cancel,
             state: State::Waiting,
         }
     }
@@ -82,12 +87,19 @@ impl Beside {
         reporter: &mut dyn Reporter,
     ) -> Result<Imported, ImageError> {
         match std::mem::replace(&mut self.state, State::Taken) {
-            State::Waiting | State::Taken => self.plan.import(source, reporter),
+            State::Waiting | State::Taken => {
+                self.plan.options.cancel = self.cancel.clone();
+                self.plan.import(source, reporter)
+            }
             State::Over(result) => result,
             State::Running {
                 thread, mut relay, ..
             } => {
-                while relay.wait(TICK, reporter) {}
+                while relay.wait(TICK, reporter) {
+                    if self.cancel.is_cancelled() {
+                        self.plan.options.cancel.cancel();
+                    }
+                }
                 joined(thread)
             }
         }
@@ -109,8 +121,11 @@ impl Beside {
         let state = std::mem::replace(&mut self.state, State::Waiting);
         match state {
             State::Running { source, thread, .. } => {
+                self.plan.options.cancel.cancel();
                 source.end();
                 let _ = thread.join();
+                // Another may follow.
+                self.plan.options.cancel = Cancel::default();
             }
             State::Over(_) => {}
             State::Waiting | State::Taken => return,
@@ -158,7 +173,10 @@ impl Follower for Beside {
                     return true;
                 }
             }
-            State::Over(Err(_)) => return !self.plan.impatient,
+            State::Over(Err(error)) => {
+                // A full disk does not get better with more bytes.
+                return !self.plan.impatient && error.kind() != ErrorKind::Host;
+            }
             _ => return true,
         }
         if let State::Running { thread, .. } = std::mem::replace(&mut self.state, State::Taken) {

@@ -160,14 +160,17 @@ impl Store {
             None,
         );
         let path = &imported.path;
-        if imported.kind == ImageKind::Disk {
+        if imported.kind == ImageKind::Tree {
+            fs::rename(path, &target).at("publish", &target)?;
+        } else {
             let file = File::open(path).at("open", path)?;
-            let mut permissions = file.metadata().at("read", path)?.permissions();
-            permissions.set_readonly(true);
-            fs::set_permissions(path, permissions).at("change", path)?;
             file.sync_all().at("sync", path)?;
+            fs::rename(path, &target).at("publish", &target)?;
+            // Not before: a download that is killed here must still be one that the next run can write to.
+            let mut permissions = file.metadata().at("read", &target)?.permissions();
+            permissions.set_readonly(true);
+            file.set_permissions(permissions).at("change", &target)?;
         }
-        fs::rename(path, &target).at("publish", &target)?;
         fetch::sync_folder(&self.blobs())
     }
 }

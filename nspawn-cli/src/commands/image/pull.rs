@@ -23,10 +23,10 @@ use crate::signals;
 /// With --publish, machinectl sees the image too: a copy that machines may write to, and whose path is printed instead. It
 /// shares its blocks with the store where the file system can.
 ///
-/// Example: nspawn-run image pull https://example.org/debian-12.qcow2 --name debian-12
+/// Example: nspawn-run image pull ./debian-12.qcow2 --name debian-12
 #[derive(Args, Debug)]
 pub(crate) struct PullArgs {
-    /// An http(s) URL, a file on this host, or a container image as oci:NAME[:TAG]
+    /// An http(s) URL, a file on this host, or a container image as oci:NAME:TAG
     image: ImageRef,
     /// The image's name in the store
     #[arg(long, value_name = "NAME")]

@@ -60,7 +60,7 @@ pub(crate) struct UnitArgs {
 /// Where the image comes from.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ImageOptions {
-    /// `host` (this host's own /usr), a file or folder, an http(s) URL, a container image as oci:NAME[:TAG], or the name
+    /// `host` (this host's own /usr), a file or folder, an http(s) URL, a container image as oci:NAME:TAG, or the name
     /// of an image in the store or in /var/lib/machines
     #[arg(long, short, value_name = "IMAGE", default_value = "host")]
     image: ImageRef,
