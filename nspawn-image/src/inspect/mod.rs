@@ -178,10 +178,12 @@ impl Inspection {
             source,
         };
         let header = Header::read(&file, options.limits.virtual_size).map_err(failed)?;
-        let mut open = OpenOptions::default();
-        open.limit = options.limits.virtual_size;
-        open.backing.clone_from(&options.allow_backing);
-        open.path = fs::canonicalize(&self.path).ok();
+        let open = OpenOptions {
+            limit: options.limits.virtual_size,
+            backing: options.allow_backing.clone(),
+            path: fs::canonicalize(&self.path).ok(),
+            ..OpenOptions::default()
+        };
         self.virtual_size = Some(header.virtual_size);
         if let (Some(backing), None) = (&header.backing, &options.allow_backing) {
             self.unread = Some(format!(

@@ -56,7 +56,7 @@ impl Store {
     ) -> Result<Image, ImageError> {
         let work = self.work(&origin.key);
         let known = Known {
-            digests: verified.digests.clone(),
+            digests: verified.digests,
             verification: verified.verification.clone(),
         };
         let result = self.publish_made(known, origin, options, reporter, |_, _| imported);

@@ -442,11 +442,12 @@ fn variant(
     if !asked || format::detect(file).at("read", shown)? != Format::Qcow2 {
         return Ok(None);
     }
-    let mut open = OpenOptions::default();
-    open.limit = options.limits.virtual_size;
-    open.snapshot.clone_from(&options.snapshot);
-    open.backing.clone_from(&options.allow_backing);
-    open.path = Some(absolute.to_owned());
+    let open = OpenOptions {
+        limit: options.limits.virtual_size,
+        snapshot: options.snapshot.clone(),
+        backing: options.allow_backing.clone(),
+        path: Some(absolute.to_owned()),
+    };
     let image = Qcow2::open_with(file, &open)
         .map_err(|source| unpack::qcow2_error(source, shown, absolute))?;
     if options.snapshot.is_none() && image.chain().is_empty() {
