@@ -83,11 +83,13 @@ pub fn convert_file(
         spool: place::beside(&target, "spool"),
     };
     let absolute = fs::canonicalize(source).at("read", source)?;
-    let mut pull = PullOptions::default();
-    pull.snapshot.clone_from(&options.snapshot);
-    pull.allow_backing.clone_from(&options.allow_backing);
-    pull.limits = options.limits.clone();
-    pull.cancel = options.cancel.clone();
+    let pull = PullOptions {
+        snapshot: options.snapshot.clone(),
+        allow_backing: options.allow_backing.clone(),
+        limits: options.limits.clone(),
+        cancel: options.cancel.clone(),
+        ..PullOptions::default()
+    };
     let paths = Paths {
         work: &work,
         own: None,

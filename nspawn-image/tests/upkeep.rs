@@ -236,8 +236,8 @@ fn nothing_goes_unless_it_is_asked_for() {
             .map(|name| (PrunedKind::Image, (*name).to_owned()))
             .collect()
     };
-    type Change<'a> = &'a dyn Fn(&mut PruneOptions);
-    let cases: [(Change<'_>, &[&str]); 6] = [
+    type Case<'a> = (&'a dyn Fn(&mut PruneOptions), &'a [&'a str]);
+    let cases: [Case<'_>; 6] = [
         (&|o| o.keep = Some(0), &["three", "two", "one"]),
         (&|o| o.keep = Some(2), &["three"]),
         (

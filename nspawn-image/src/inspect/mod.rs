@@ -180,9 +180,9 @@ impl Inspection {
         let header = Header::read(&file, options.limits.virtual_size).map_err(failed)?;
         let open = OpenOptions {
             limit: options.limits.virtual_size,
-            snapshot: None,
             backing: options.allow_backing.clone(),
             path: fs::canonicalize(&self.path).ok(),
+            ..OpenOptions::default()
         };
         self.virtual_size = Some(header.virtual_size);
         if let (Some(backing), None) = (&header.backing, &options.allow_backing) {

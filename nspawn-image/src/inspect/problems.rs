@@ -184,8 +184,8 @@ mod tests {
             target: target.into(),
             kind: "ext4".into(),
         };
-        type Change<'a> = &'a dyn Fn(&mut Os);
-        let table: [(Change<'_>, Severity, &str); 8] = [
+        type Case<'a> = (&'a dyn Fn(&mut Os), Severity, &'a str);
+        let table: [Case<'_>; 8] = [
             (
                 &|os| os.has_os_release = false,
                 Severity::Fatal,

@@ -328,14 +328,14 @@ fn entry(path: &Path, buffer: &mut Vec<u8>) -> Result<(Hash, u64), ImageError> {
     Ok((hasher.finalize().into(), bytes))
 }
 
-/// One of several jobs, by its number and with a buffer of its thread; answers its result and the bytes it read.
-type Job<'a, T> = &'a (dyn Fn(usize, &mut Vec<u8>) -> Result<(T, u64), ImageError> + Sync);
+/// One of many jobs, by its number, with a buffer of its thread: the result, and the bytes it read.
+type Job<'a, T> = dyn Fn(usize, &mut Vec<u8>) -> Result<(T, u64), ImageError> + Sync + 'a;
 
-/// Does `jobs` by their numbers in several threads; each job gives its result and the bytes it read.
+/// Does `jobs` by their numbers in several threads.
 fn in_parallel<T: Send>(
     jobs: usize,
     cancel: &Cancel,
-    job: Job<'_, T>,
+    job: &Job<'_, T>,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<T>, ImageError> {
     let threads = thread::available_parallelism().map_or(1, usize::from);

@@ -2,5 +2,6 @@
 
 mod documents;
 mod http_server;
+mod images;
 mod usage;
 mod verify;

@@ -186,3 +186,32 @@ fn root_machines_on_a_systemd_host_are_machineds() {
     host.power_off();
     before.assert_unchanged();
 }
+
+#[test]
+#[ignore = "needs root"]
+fn root_a_published_image_is_machineds() {
+    let lock = alone();
+    let before = HostSnapshot::take();
+    let host = SystemdHost::boot(&lock);
+    for (image, name, kind) in [
+        (Debian::Qcow2, "disk", "raw"),
+        (Debian::Tar, "tree", "directory"),
+    ] {
+        let image = image.path().display().to_string();
+        let publish = ["image", "pull", &image, "--publish", name];
+        inside(&host, publish)
+            .run()
+            .expect_code(0)
+            .expect_stdout("/var/lib/machines/");
+        ask(&host, "machinectl list-images --no-legend").expect_stdout(name);
+        ask(&host, &format!("machinectl image-status {name} --no-pager"))
+            .expect_stdout(kind)
+            .expect_stdout("Debian GNU/Linux 12");
+        inside(&host, publish).run().expect_code(1);
+        // machined itself can do away with it: it is a copy, and the store's image stays
+        ask(&host, &format!("machinectl remove {name}"));
+        inside(&host, ["image", "verify"]).run().expect_code(0);
+    }
+    host.power_off();
+    before.assert_unchanged();
+}
