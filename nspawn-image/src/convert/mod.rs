@@ -173,7 +173,7 @@ pub(crate) fn run(
     };
     thread::scope(|scope| {
         let (alive, ended) = mpsc::channel::<()>();
-        let mut started = 0;
+        let mut threads = Vec::new();
         for _ in 0..workers {
             let (alive, shared) = (alive.clone(), &shared);
             let body = move || {
@@ -183,10 +183,10 @@ pub(crate) fn run(
                 drop(alive);
             };
             // Where no thread is to be had, the others do its work, or this one.
-            started += usize::from(thread::Builder::new().spawn_scoped(scope, body).is_ok());
+            threads.extend(thread::Builder::new().spawn_scoped(scope, body));
         }
         drop(alive);
-        if started == 0
+        if threads.is_empty()
             && let Err(error) = work(source, output, &shared, size)
         {
             shared.fail(error);
@@ -196,6 +196,12 @@ pub(crate) fn run(
             progress(next.saturating_mul(UNIT).min(size));
             if cancel.is_cancelled() {
                 shared.fail(Qcow2Error::Cancelled);
+            }
+        }
+        // The scope waits for their work alone; joined, their memory is gone too.
+        for thread in threads {
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
             }
         }
     });
