@@ -6,6 +6,7 @@
 
 mod arriving;
 mod error;
+mod segments;
 mod small;
 mod transfer;
 
@@ -145,6 +146,8 @@ struct Download<'a> {
     /// Bytes in `file`, all of them hashed.
     done: u64,
     validators: Validators,
+    /// Connections that the next attempt may use.
+    connections: usize,
 }
 
 /// Why one attempt ended.
@@ -202,6 +205,7 @@ impl<'a> Download<'a> {
             hasher,
             done,
             validators,
+            connections: options.connections,
         })
     }
 
@@ -238,6 +242,8 @@ impl<'a> Download<'a> {
                 }
                 Ended::Broken(error) => {
                     retries += 1;
+                    // What failed may have been the server's patience with several.
+                    self.connections = 1;
                     if retries > self.options.retries || self.validators.strong().is_none() {
                         return Err(error.into());
                     }
@@ -293,6 +299,7 @@ impl<'a> Download<'a> {
                 .filter(|_| self.done > 0)
                 .map(str::to_owned),
             unless: known.filter(|_| self.done == 0).cloned(),
+            connections: self.connections,
             ..Request::plain(self.url, self.headers, self.options)
         };
         let events =

@@ -1,5 +1,6 @@
 //! Tests that run as anybody.
 
+mod connections;
 mod documents;
 mod http_server;
 mod images;
