@@ -8,6 +8,7 @@ mod arriving;
 mod error;
 mod segments;
 mod small;
+mod tls;
 mod transfer;
 
 use std::fs::{self, File};
@@ -192,7 +193,10 @@ impl<'a> Download<'a> {
                 .at("read", data)?;
             options.cancel.check()?;
         }
-        file.set_len(done).at("write", data)?;
+        // Cut to nothing, a new file would be written to the disk when it is closed (ext4's auto_da_alloc), for nothing.
+        if file.metadata().at("read", data)?.len() != done {
+            file.set_len(done).at("write", data)?;
+        }
         Ok(Self {
             url,
             headers,

@@ -4,7 +4,6 @@ use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -20,6 +19,7 @@ use super::Validators;
 use super::error::{DownloadError, DownloadReason};
 use super::segments::{self, Whole};
 use super::small::Answer;
+use super::tls;
 use crate::limits::Cancel;
 use crate::options::PullOptions;
 use crate::reference::ImageUrl;
@@ -379,7 +379,7 @@ fn client(request: &Request) -> Result<Client, DownloadReason> {
         .user_agent(USER_AGENT)
         .redirect(policy)
         .connect_timeout(request.connect_timeout)
-        .tls_backend_preconfigured(tls().map_err(|error| setup(&error))?)
+        .tls_backend_preconfigured(tls::config().map_err(|error| setup(&error))?)
         .no_proxy();
     if let Some(proxy) = &request.proxy {
         // The text of a proxy may hold a password: the error must not show it.
@@ -388,19 +388,6 @@ fn client(request: &Request) -> Result<Client, DownloadReason> {
         builder = builder.proxy(proxy);
     }
     builder.build().map_err(|error| setup(&error))
-}
-
-/// The host's certificates; where it has none, as in a small container, the bundled ones.
-fn tls() -> Result<rustls::ClientConfig, rustls::Error> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if roots.is_empty() {
-        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
 #[derive(Debug, thiserror::Error)]
