@@ -3,6 +3,7 @@
 mod connections;
 mod documents;
 mod http_server;
+mod https;
 mod images;
 mod usage;
 mod verify;
