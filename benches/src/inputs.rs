@@ -55,6 +55,7 @@ pub struct Input {
 /// A number of bytes in words.
 pub fn words(bytes: u64) -> String {
     match bytes / MIB {
+        mib if mib.is_multiple_of(1 << 20) => format!("{} TiB", mib >> 20),
         mib if mib.is_multiple_of(1024) => format!("{} GiB", mib / 1024),
         mib => format!("{mib} MiB"),
     }

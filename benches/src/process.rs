@@ -108,7 +108,9 @@ pub fn run(contestant: &Contestant<'_>) -> Result<Cost, String> {
     let ended = start.elapsed();
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
-        let last = text.trim().lines().last().unwrap_or_default();
+        // systemd's programs end with a line that says only that they do.
+        let mut lines = text.lines().filter(|line| *line != "Exiting.");
+        let last = lines.next_back().unwrap_or_default();
         return Err(format!("{}: {last}", output.status));
     }
     write_back(&contestant.output);

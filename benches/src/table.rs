@@ -51,7 +51,7 @@ impl Row<'_> {
         static HEAD: Once = Once::new();
         HEAD.call_once(|| {
             println!(
-                "{:<22} {:>8}  {:<22} {:>8} {:>8} {:>6} {:>7} {:>5} {:>9}  goals",
+                "{:<22} {:>19}  {:<19} {:>8} {:>8} {:>6} {:>7} {:>5} {:>9}  goals",
                 "", "size", "peer", "ours, s", "peer, s", "ratio", "on disk", "CPU", "MiB"
             );
         });
@@ -68,7 +68,7 @@ impl Row<'_> {
         let both = format!("{}/{}", number(memory, 0), number(their_memory, 0));
         let goals = self.verdicts();
         println!(
-            "{:<22} {:>8}  {:<22} {:>8.3} {:>8} {:>6} {:>7} {:>5} {both:>9}  {goals}",
+            "{:<22} {:>19}  {:<19} {:>8.3} {:>8} {:>6} {:>7} {:>5} {both:>9}  {goals}",
             self.name,
             self.size,
             self.peer,

@@ -27,7 +27,7 @@ use crate::reference::ImageUrl;
 /// Redirects followed. Source: what curl's users and browsers settled on lies between 10 and 50; mirrors use two.
 const REDIRECTS: usize = 10;
 /// Chunks that wait between the network and the disk; each is at most some hundred KiB.
-const QUEUE: usize = 32;
+const QUEUE: usize = 8;
 /// How often the thread looks whether anybody still waits for it.
 const TICK: Duration = Duration::from_millis(200);
 const USER_AGENT: &str = concat!("nspawn-image/", env!("CARGO_PKG_VERSION"));
