@@ -1,11 +1,14 @@
 //! A disk image to a raw file anywhere: no store, no root, nothing kept.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::error::{ImageError, PathContext};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use crate::error::{ImageError, PathContext, is_full};
 use crate::fetch::sync_folder;
 use crate::image::ImageKind;
 use crate::limits::{Cancel, Limits};
@@ -32,8 +35,10 @@ pub struct ConvertOptions {
 
 /// Converts a disk image to a sparse raw file, and returns its length in bytes.
 ///
-/// `source` is a raw or qcow2 image, or either inside gzip, xz, zstd, bzip2, tar or zip. The result is written beside
-/// `target`, synced and renamed, so that `target` is absent, or as it was, or complete. Its mode is what the umask leaves.
+/// `source` is a raw or qcow2 image, or either inside gzip, xz, zstd, bzip2, tar or zip. The result is written to a file
+/// without a name and synced before it takes its place, so that `target` is absent, or as it was, or complete; a call that
+/// is killed leaves nothing. Where the file system has no such files, it leaves a folder beside `target`, which the next
+/// call takes over. The result's mode is what the umask leaves.
 ///
 /// ```no_run
 /// use std::path::Path;
@@ -77,11 +82,6 @@ pub fn convert_file(
     if let Err(error) = fs::read_dir(folder) {
         return Err(ImageError::io("write to", folder, error));
     }
-    let work = WorkPaths {
-        raw: place::beside(&target, "raw"),
-        tree: place::beside(&target, "tree"),
-        spool: place::beside(&target, "spool"),
-    };
     let absolute = fs::canonicalize(source).at("read", source)?;
     let pull = PullOptions {
         snapshot: options.snapshot.clone(),
@@ -90,12 +90,14 @@ pub fn convert_file(
         cancel: options.cancel.clone(),
         ..PullOptions::default()
     };
+    let what = source.display().to_string();
+    let work = Work::open(folder, &target)?;
     let paths = Paths {
-        work: &work,
+        work: &work.paths,
         own: None,
         image: Some(&absolute),
+        only_disk: true,
     };
-    let what = source.display().to_string();
     let imported = unpack::import(&file, &what, paths, &pull, reporter);
     let result = imported.and_then(|imported| {
         if imported.kind != ImageKind::Disk {
@@ -107,15 +109,83 @@ pub fn convert_file(
             &target.display().to_string(),
             None,
         );
-        let made = File::open(&imported.path).at("open", &imported.path)?;
-        made.sync_all().at("sync", &imported.path)?;
+        let made = match &imported.file {
+            Some(file) => file.try_clone().at("open", &target)?,
+            None => File::open(&imported.path).at("open", &imported.path)?,
+        };
+        made.sync_all().at("sync", &target)?;
         options.cancel.check()?;
-        place::put(&imported.path, &target, options.replace)?;
+        match imported.file {
+            Some(file) => place::put_nameless(&file, &target, options.replace)?,
+            None => place::put(&imported.path, &target, options.replace)?,
+        }
         sync_folder(folder)?;
         Ok(imported.virtual_size)
     });
-    work.clear();
+    work.close();
     result
+}
+
+/// Where a conversion writes: to files without a name, where the file system of the target has them, so that nothing is
+/// left by one that is killed; else in a folder beside the target, which the next one takes over.
+struct Work {
+    paths: WorkPaths,
+    /// The folder, and its lock.
+    folder: Option<(PathBuf, File)>,
+}
+
+impl Work {
+    fn open(folder: &Path, target: &Path) -> Result<Self, ImageError> {
+        let beside = place::shared_beside(target, "work");
+        let mut work = Self {
+            paths: WorkPaths {
+                raw: beside.join("raw"),
+                tree: beside.join("tree"),
+                spool: beside.join("spool"),
+                nameless: Some(folder.to_owned()),
+            },
+            folder: None,
+        };
+        match place::nameless(folder) {
+            Ok(_) => return Ok(work),
+            Err(error) if is_full(&error) => {
+                return Err(ImageError::io("create a file in", folder, error));
+            }
+            Err(_) => work.paths.nameless = None,
+        }
+        loop {
+            match DirBuilder::new().mode(0o700).create(&beside) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                other => other.at("create", &beside)?,
+            }
+            let file = match File::open(&beside) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other.at("open", &beside)?,
+            };
+            let lock = flock(&file, FlockOperation::NonBlockingLockExclusive);
+            // Not every network's file system locks folders: there it goes without.
+            if lock == Err(Errno::WOULDBLOCK) {
+                return Err(ImageError::Output {
+                    path: target.to_owned(),
+                    found: "being written by another process",
+                });
+            }
+            let identity = |found: fs::Metadata| (found.dev(), found.ino());
+            let now = fs::symlink_metadata(&beside).map(identity).ok();
+            if file.metadata().map(identity).ok() == now {
+                work.folder = Some((beside, file));
+                return Ok(work);
+            }
+        }
+    }
+
+    /// Removes what is left, while the lock is held.
+    fn close(self) {
+        if let Some((folder, _lock)) = &self.folder {
+            self.paths.clear();
+            let _ = fs::remove_dir(folder);
+        }
+    }
 }
 
 /// The target as a file that is written to; `source` is the image's identity.

@@ -1,5 +1,7 @@
 //! The store over time: damage found, room made, images refreshed and shown to machined, by several processes at once.
 
+#[path = "support/fixture.rs"]
+mod fixture;
 mod support;
 
 use std::collections::BTreeMap;
@@ -16,21 +18,28 @@ use nspawn_image::{
 };
 use support::{Behaviour, Server, disk};
 
+/// A store, and a server of disks that differ in their last byte.
 struct Fixture {
-    dir: tempfile::TempDir,
-    store: Store,
+    here: fixture::Fixture,
     server: Server,
+}
+
+impl std::ops::Deref for Fixture {
+    type Target = fixture::Fixture;
+
+    fn deref(&self) -> &Self::Target {
+        &self.here
+    }
 }
 
 impl Fixture {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path().join("store")).unwrap();
+        let here = fixture::Fixture::new();
         let server = Server::start(Behaviour {
             files: Some(BTreeMap::new()),
             ..Behaviour::default()
         });
-        Self { dir, store, server }
+        Self { here, server }
     }
 
     /// Puts a disk whose last byte is `mark` on the server.
@@ -85,15 +94,6 @@ impl Fixture {
     fn names(&self) -> Vec<String> {
         let images = self.store.list().unwrap();
         images.iter().map(|image| image.name.to_string()).collect()
-    }
-
-    fn files(&self, folder: &str) -> Vec<String> {
-        let mut names: Vec<String> = fs::read_dir(self.path(folder))
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
     }
 
     fn path(&self, below: &str) -> PathBuf {

@@ -13,7 +13,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(crate) use arriving::Arriving;
 pub use error::{DownloadError, DownloadReason};
@@ -33,6 +33,8 @@ use crate::verify::Unverified;
 
 /// How often a cancel is seen while nothing arrives.
 const TICK: Duration = Duration::from_millis(100);
+/// The pause before a broken download is taken up again; each further one is twice as long.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// What a server tells a version of a file by.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -245,6 +247,7 @@ impl<'a> Download<'a> {
                         "{}: trying again from byte {}",
                         error.reason, self.done
                     ));
+                    self.pause(PAUSE * 2_u32.saturating_pow(retries - 1))?;
                 }
             }
         }
@@ -262,6 +265,16 @@ impl<'a> Download<'a> {
         })
     }
 
+    /// Waits, as a server that starts anew takes its time.
+    fn pause(&self, time: Duration) -> Result<(), ImageError> {
+        let start = Instant::now();
+        while let Some(left) = time.checked_sub(start.elapsed()) {
+            self.options.cancel.check()?;
+            std::thread::sleep(left.min(TICK));
+        }
+        Ok(())
+    }
+
     fn fail(&self, reason: DownloadReason) -> DownloadError {
         DownloadError {
             url: self.url.clone(),
@@ -274,9 +287,11 @@ impl<'a> Download<'a> {
         if self.done == 0 {
             return false;
         }
-        let other_name = self.validators.etag.is_some()
-            && head.validators.etag.is_some()
-            && self.validators.etag != head.validators.etag;
+        let (old, new) = (&self.validators, &head.validators);
+        let differ = |old: &Option<String>, new: &Option<String>| matches!((old, new), (Some(old), Some(new)) if old != new);
+        let has_names = old.etag.is_some() && new.etag.is_some();
+        let other_name = differ(&old.etag, &new.etag)
+            || !has_names && differ(&old.last_modified, &new.last_modified);
         let length = self
             .arriving
             .as_ref()
@@ -317,6 +332,15 @@ impl<'a> Download<'a> {
             // An earlier call had it all and was ended before it was used.
             Event::RangeRefused(Some(total)) if total == self.done => return Ok(Ended::Complete),
             Event::RangeRefused(_) => return Ok(Ended::Restart),
+            // The version asked for is not there any more.
+            Event::Failed(error)
+                if self.done > 0 && matches!(error.reason, DownloadReason::Status(412)) =>
+            {
+                return Ok(Ended::Restart);
+            }
+            Event::Failed(error) if self.done > 0 && error.may_pass() => {
+                return Ok(Ended::Broken(error));
+            }
             Event::Failed(error) => return Err(error.into()),
             _ => {
                 return Err(self

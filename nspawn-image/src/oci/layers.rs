@@ -353,6 +353,7 @@ impl Layers<'_> {
             ));
         }
         Ok(Imported {
+            file: None,
             kind: ImageKind::Tree,
             path: path.to_owned(),
             virtual_size: 0,

@@ -144,6 +144,7 @@ impl Plan {
             work: &self.work,
             own: self.own.as_deref(),
             image: self.path.as_deref(),
+            only_disk: false,
         };
         unpack::import(source, &self.what, paths, &self.options, reporter)
     }
