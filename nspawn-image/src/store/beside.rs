@@ -105,10 +105,13 @@ impl Beside {
         }
     }
 
-    /// Why the import failed before its bytes were there.
+    /// Why the import failed before its bytes were there. What it made is thrown away.
     pub(super) fn failure(mut self) -> Option<ImageError> {
         match std::mem::replace(&mut self.state, State::Taken) {
-            State::Over(Err(error)) => Some(error),
+            State::Over(Err(error)) => {
+                self.plan.work.clear();
+                Some(error)
+            }
             other => {
                 self.state = other;
                 None
