@@ -115,10 +115,15 @@ pub(crate) fn download(
     reporter: &mut dyn Reporter,
 ) -> Result<Outcome, ImageError> {
     let request = (url, headers, known);
-    download_followed(request, partial, options, &mut Nobody, reporter)
+    let result = download_followed(request, partial, options, &mut Nobody, reporter);
+    if matches!(result, Err(ImageError::NoSpace { .. })) {
+        partial.clear();
+    }
+    result
 }
 
-/// The same, with somebody who reads the file while it comes. A request is a URL, headers, and the version known.
+/// The same, with somebody who reads the file while it comes. A request is a URL, headers, and the version known. Where
+/// the disk is full, what has come stays.
 pub(crate) fn download_followed(
     (url, headers, known): (&ImageUrl, &HeaderMap, Option<&Validators>),
     partial: &PartialPaths,
@@ -126,12 +131,7 @@ pub(crate) fn download_followed(
     follower: &mut dyn Follower,
     reporter: &mut dyn Reporter,
 ) -> Result<Outcome, ImageError> {
-    let result = Download::open(url, headers, partial, options, follower, reporter)
-        .and_then(|mut run| run.run(known));
-    if matches!(result, Err(ImageError::NoSpace { .. })) {
-        partial.clear();
-    }
-    result
+    Download::open(url, headers, partial, options, follower, reporter)?.run(known)
 }
 
 struct Download<'a> {

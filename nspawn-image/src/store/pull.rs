@@ -253,7 +253,18 @@ impl Store {
         });
         let headers = HeaderMap::new();
         let request = (url, &headers, known.as_ref());
-        match fetch::download_followed(request, &partial, options, &mut beside, reporter)? {
+        let outcome =
+            match fetch::download_followed(request, &partial, options, &mut beside, reporter) {
+                Err(error @ ImageError::NoSpace { .. }) => {
+                    drop(beside);
+                    if !has_room_for(&partial.data) {
+                        partial.clear();
+                    }
+                    return Err(error);
+                }
+                other => other?,
+            };
+        match outcome {
             Outcome::NotModified => match self.prove(&key, &expected, options)? {
                 Some(image) => Ok(image),
                 None => {
@@ -502,6 +513,15 @@ fn too_little(record: &Record, options: &PullOptions, what: &dyn ToString) -> Im
         what: what.to_string(),
         source: Box::new(VerifyError::Stored { verified, wanted }),
     }
+}
+
+/// Whether a file that is to be gone on with may stay on a disk that was full: it takes no more than is free again.
+fn has_room_for(path: &Path) -> bool {
+    let Ok(found) = fs::metadata(path) else {
+        return false;
+    };
+    let free = rustix::fs::statvfs(path).map_or(0, |disk| disk.f_bavail * disk.f_frsize);
+    found.blocks() * 512 <= free
 }
 
 /// Tells damage that the publisher made from damage on the way.
