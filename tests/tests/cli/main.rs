@@ -3,5 +3,8 @@
 mod documents;
 mod http_server;
 mod images;
+mod killed;
+mod together;
+mod transport;
 mod usage;
 mod verify;
