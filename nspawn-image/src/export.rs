@@ -61,6 +61,17 @@ pub fn convert_file(
     options: &ConvertOptions,
     reporter: &mut dyn Reporter,
 ) -> Result<u64, ImageError> {
+    convert_in(&Work::open, source, target, options, reporter)
+}
+
+/// As [`convert_file`]; `open` says where to write what becomes a target, whose folder comes first.
+fn convert_in(
+    open: &dyn Fn(&Path, &Path) -> Result<Work, ImageError>,
+    source: &Path,
+    target: &Path,
+    options: &ConvertOptions,
+    reporter: &mut dyn Reporter,
+) -> Result<u64, ImageError> {
     // Before it is opened: a pipe would keep the call waiting.
     let read = match fs::metadata(source) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -91,7 +102,7 @@ pub fn convert_file(
         ..PullOptions::default()
     };
     let what = source.display().to_string();
-    let work = Work::open(folder, &target)?;
+    let work = open(folder, &target)?;
     let paths = Paths {
         work: &work.paths,
         own: None,
@@ -123,7 +134,7 @@ pub fn convert_file(
         Ok(imported.virtual_size)
     });
     work.close();
-    result
+    result.map_err(|error| work.shown(error, &target))
 }
 
 /// Where a conversion writes: to files without a name, where the file system of the target has them, so that nothing is
@@ -136,23 +147,29 @@ struct Work {
 
 impl Work {
     fn open(folder: &Path, target: &Path) -> Result<Self, ImageError> {
-        let beside = place::shared_beside(target, "work");
-        let mut work = Self {
-            paths: WorkPaths {
-                raw: beside.join("raw"),
-                tree: beside.join("tree"),
-                spool: beside.join("spool"),
-                nameless: Some(folder.to_owned()),
-            },
-            folder: None,
-        };
         match place::nameless(folder) {
-            Ok(_) => return Ok(work),
-            Err(error) if is_full(&error) => {
-                return Err(ImageError::io("create a file in", folder, error));
-            }
-            Err(_) => work.paths.nameless = None,
+            Ok(_) => Ok(Self {
+                paths: Self::paths(target, Some(folder.to_owned())),
+                folder: None,
+            }),
+            Err(error) if is_full(&error) => Err(ImageError::io("create a file in", folder, error)),
+            Err(_) => Self::named(target),
         }
+    }
+
+    fn paths(target: &Path, nameless: Option<PathBuf>) -> WorkPaths {
+        let beside = place::shared_beside(target, "work");
+        WorkPaths {
+            raw: beside.join("raw"),
+            tree: beside.join("tree"),
+            spool: beside.join("spool"),
+            nameless,
+        }
+    }
+
+    /// A folder beside the target, and its lock.
+    fn named(target: &Path) -> Result<Self, ImageError> {
+        let beside = place::shared_beside(target, "work");
         loop {
             match DirBuilder::new().mode(0o700).create(&beside) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -173,17 +190,34 @@ impl Work {
             let identity = |found: fs::Metadata| (found.dev(), found.ino());
             let now = fs::symlink_metadata(&beside).map(identity).ok();
             if file.metadata().map(identity).ok() == now {
-                work.folder = Some((beside, file));
-                return Ok(work);
+                return Ok(Self {
+                    paths: Self::paths(target, None),
+                    folder: Some((beside, file)),
+                });
             }
         }
     }
 
     /// Removes what is left, while the lock is held.
-    fn close(self) {
+    fn close(&self) {
         if let Some((folder, _lock)) = &self.folder {
             self.paths.clear();
             let _ = fs::remove_dir(folder);
+        }
+    }
+
+    /// An error of a file without a name is one of the target.
+    fn shown(&self, error: ImageError, target: &Path) -> ImageError {
+        let ours = [&self.paths.raw, &self.paths.spool];
+        match error {
+            ImageError::NoSpace { verb, path } if ours.contains(&&path) => ImageError::NoSpace {
+                verb,
+                path: target.to_owned(),
+            },
+            ImageError::Path { verb, path, source } if ours.contains(&&path) => {
+                ImageError::io(verb, target, source)
+            }
+            other => other,
         }
     }
 }
@@ -223,4 +257,51 @@ fn free_target(target: &Path, source: (u64, u64), replace: bool) -> Result<PathB
     }
     // A link stays, and leads to the new file.
     fs::canonicalize(target).at("read", target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::NoReport;
+
+    #[test]
+    fn without_nameless_files_the_next_call_takes_over_what_a_killed_one_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let mut disk = vec![0; 1 << 20];
+        disk[1080..1082].copy_from_slice(&[0x53, 0xef]);
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(disk.len() as u64);
+        tar.append_data(&mut header, "disk.raw", &disk[..]).unwrap();
+        fs::write(path("disk.tar"), tar.into_inner().unwrap()).unwrap();
+        fs::write(path("disk.raw"), &disk).unwrap();
+        let convert = |source: &str, replace| {
+            let options = ConvertOptions {
+                replace,
+                ..ConvertOptions::default()
+            };
+            let open = |_: &Path, target: &Path| Work::named(target);
+            convert_in(&open, &path(source), &path("out"), &options, &mut NoReport)
+        };
+        let work = place::shared_beside(&path("out"), "work");
+        for (source, replace) in [("disk.raw", false), ("disk.tar", true)] {
+            fs::create_dir(&work).unwrap();
+            fs::write(work.join("raw"), "half of it").unwrap();
+            convert(source, replace).unwrap();
+            assert!(fs::read(path("out")).unwrap() == disk);
+            assert!(!work.exists());
+        }
+        let refused = convert("disk.raw", false).unwrap_err();
+        assert!(matches!(refused, ImageError::Exists(_)), "{refused}");
+        // One that is still at work is not disturbed.
+        fs::create_dir(&work).unwrap();
+        let lock = File::open(&work).unwrap();
+        flock(&lock, FlockOperation::LockExclusive).unwrap();
+        let refused = convert("disk.raw", true).unwrap_err().to_string();
+        assert!(
+            refused.contains("out: it is being written by another process"),
+            "{refused}"
+        );
+    }
 }

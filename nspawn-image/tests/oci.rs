@@ -16,7 +16,7 @@ use fixture::{Fixture, names};
 use front::{Answer, Front};
 use nspawn_image::oci::OciError;
 use nspawn_image::{
-    Digest, DownloadReason, ErrorKind, Image, ImageError, ImageKind, PullOptions, Reporter,
+    Digest, DownloadReason, ErrorKind, Image, ImageError, ImageKind, PullOptions, Reporter, Verify,
 };
 use registry::{Layer, PASSWORD, Registry, USER, image, native, sha256};
 use serde_json::json;
@@ -686,4 +686,61 @@ fn what_is_known_and_not_offered_is_named() {
     front.set("/v2/n/manifests/latest", Answer::ok(vec![b' '; 5 << 20]));
     let error = pull(&fixture, &reference).unwrap_err();
     assert!(matches!(error, ImageError::Download(_)), "{error}");
+}
+
+#[test]
+fn a_container_image_is_verified_by_its_digest_or_not_at_all() {
+    let registry = Registry::open();
+    let digest = registry.push("os", "1", &[base()]);
+    let fixture = Fixture::new();
+    let tag = registry.reference("os:1");
+    let by_digest = registry.reference(&format!("os@{digest}"));
+    let with = |change: fn(&mut PullOptions)| {
+        let mut options = options();
+        change(&mut options);
+        options
+    };
+    let checksum = with(|options| options.verify = Verify::Checksum);
+    let refused = [
+        (
+            &tag,
+            with(|o| o.verify = Verify::Signature),
+            "a signature of a container image",
+        ),
+        (
+            &by_digest,
+            with(|o| o.verify = Verify::Signature),
+            "a signature of a container image",
+        ),
+        (
+            &tag,
+            with(|o| o.checksum_file = Some("/SHA256SUMS".parse().unwrap())),
+            "a checksum file of a container image",
+        ),
+        (&tag, checksum.clone(), "its tag says nothing"),
+    ];
+    let refuse = |(reference, options, text): &(&String, PullOptions, &str)| {
+        let error = fixture.pull_with(reference, options).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Input);
+        let hint = error.hint().unwrap();
+        assert!(hint.contains("oci:NAME@sha256:HEX"), "{hint}");
+        let ImageError::Verify { what, source } = error else {
+            panic!("not an error of verification: {error:?}");
+        };
+        assert_eq!(what, **reference);
+        assert!(source.to_string().contains(text), "{source}");
+    };
+    refused.iter().for_each(refuse);
+    assert_eq!(fixture.left("refs"), Vec::<String>::new());
+    // What is in the store already is not passed off as more than it is.
+    drop(pull(&fixture, &tag).unwrap());
+    refused.iter().for_each(refuse);
+    assert_eq!(fixture.store.list().unwrap()[0].verified, "none");
+    let mut given = checksum.clone();
+    given.checksum = Some(digest);
+    fixture.pull_with(&tag, &given).unwrap();
+    let image = fixture.pull_with(&by_digest, &checksum).unwrap();
+    let all = fixture.store.list().unwrap();
+    let stored = all.iter().find(|it| Some(&it.name) == image.name());
+    assert_eq!(stored.unwrap().verified, "checksum given");
 }

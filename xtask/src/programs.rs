@@ -132,6 +132,13 @@ const TEST: &[Program] = &[
     Program::new(&["gpg"], ["gnupg", "gnupg2", "gnupg", "gpg2"]),
     // One of the crates that qcow2 images are compared with builds a zlib of its own.
     Program::new(&["cmake"], ["cmake", "cmake", "cmake", "cmake"]),
+    // A server with a certificate of the tests' own.
+    Program::new(&["openssl"], ["openssl", "openssl", "openssl", "openssl"]),
+    // Which blocks of a file are shared with others.
+    Program::new(
+        &["filefrag"],
+        ["e2fsprogs", "e2fsprogs", "e2fsprogs", "e2fsprogs"],
+    ),
     // libFuzzer is C++.
     Program::new(
         &["c++", "g++", "clang++"],

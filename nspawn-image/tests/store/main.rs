@@ -7,6 +7,7 @@ mod formats;
 mod full;
 mod pull;
 mod server;
+mod sharing;
 mod streaming;
 #[path = "../support/mod.rs"]
 mod support;
