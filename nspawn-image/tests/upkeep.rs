@@ -485,6 +485,56 @@ fn machined_is_given_a_copy_of_its_own() {
     assert!(!machines.join("web").exists());
 }
 
+/// No test of its own: a process that starts no other, which would have copies of its locks for a moment.
+#[test]
+#[ignore = "started by a_look_at_an_image_is_no_use_of_it"]
+fn look_in_a_child() {
+    if std::env::var(LOCK).as_deref() != Ok("look") {
+        return;
+    }
+    let fixture = fixture::Fixture::new();
+    let packed = zstd::encode_all(&disk()[..], 1).unwrap();
+    let image = fixture.file("disk.raw.zst", &packed);
+    let look = || {
+        for image in fixture.store.list().unwrap() {
+            assert!(!image.in_use);
+        }
+    };
+    drop(fixture.pull(&image).unwrap());
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| (0..1000).for_each(|_| look()));
+        }
+    });
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            // What is just pulled or removed may be in use.
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    fixture.store.list().unwrap();
+                }
+            });
+        }
+        let removed = (0..100).try_for_each(|_| {
+            drop(fixture.pull(&image)?);
+            fixture.store.remove(&"disk".parse().unwrap())
+        });
+        stop.store(true, Ordering::Relaxed);
+        removed.unwrap();
+    });
+}
+
+#[test]
+fn a_look_at_an_image_is_no_use_of_it() {
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "look_in_a_child", "--ignored"]);
+    let output = child.env(LOCK, "look").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("1 passed"), "{text}");
+}
+
 /// Pulls of two images at once with prunes, and with removals where these are wanted: every pull gives a whole image, and
 /// nobody sees an error.
 fn at_once(with_removals: bool) {

@@ -129,11 +129,28 @@ pub(super) fn share(path: &Path) -> Result<Option<ImageLock>, ImageError> {
 }
 
 /// The only lock on a blob; `None` where somebody uses it.
-///
-/// The lock of its folder is held meanwhile: of two who look at once, neither takes the other for a user.
 pub(super) fn exclude(path: &Path) -> Option<File> {
-    let turn = File::open(path.parent()?).ok()?;
-    while flock(&turn, FlockOperation::LockExclusive) == Err(rustix::io::Errno::INTR) {}
+    let _turn = turn(path)?;
+    try_exclude(path)
+}
+
+/// Whether somebody uses a blob, or removes it just now.
+pub(super) fn is_used(path: &Path) -> bool {
+    let Some(_turn) = turn(path) else {
+        return false;
+    };
+    // Let go of before the turn is over.
+    try_exclude(path).is_none()
+}
+
+/// The right to look whether a blob is used, so that of two who look at once neither takes the other for a user.
+fn turn(path: &Path) -> Option<File> {
+    let folder = File::open(path.parent()?).ok()?;
+    while flock(&folder, FlockOperation::LockExclusive) == Err(rustix::io::Errno::INTR) {}
+    Some(folder)
+}
+
+fn try_exclude(path: &Path) -> Option<File> {
     let file = File::open(path).ok()?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
     same(&file, path).then_some(file)

@@ -273,7 +273,7 @@ impl Store {
             created: record.created(),
             last_used: record::last_used(&record_path, record),
             verified: record.verified.to_string(),
-            in_use: path.exists() && lock::exclude(&path).is_none(),
+            in_use: path.exists() && lock::is_used(&path),
             path,
         })
     }

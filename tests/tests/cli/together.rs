@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nspawn_tests::cli::{Cli, Finished, Invocation, Running};
 use nspawn_tests::http::{HttpServer, Resource};
 use nspawn_tests::random::noise;
-use nspawn_tests::{args, wait};
+use nspawn_tests::wait;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Makes a download of one of the disks last about half a second.
@@ -207,54 +207,4 @@ fn a_raw_disk_is_published_without_a_copy_and_with_its_holes() {
         "{} blocks",
         image.blocks()
     );
-}
-
-#[test]
-fn a_look_at_an_image_is_no_use_of_it() {
-    let scene = Scene::new();
-    let script = "while test ! -e \"$1\"; do \"$2\" --root \"$3\" --run-root \"$4\" image list --format json || exit; done";
-    let stop = scene.cli.run_root().join("stop");
-    let (root, run_root) = (scene.cli.root(), scene.cli.run_root());
-    let program = nspawn_tests::cli::program();
-    let looks: Vec<Running> = (0..3)
-        .map(|_| {
-            let shell = Invocation::new("sh");
-            let arguments = args!["-c", script, "sh", &stop, &program, root, run_root];
-            shell.args(arguments).spawn()
-        })
-        .collect();
-    let folder: &Path = &run_root.join("images");
-    fs::create_dir_all(folder).unwrap();
-    let image = folder.join("disk.qcow2");
-    let raw = folder.join("disk.raw");
-    fs::write(&raw, disk(1)).unwrap();
-    let convert = Invocation::new("qemu-img").args(args!["convert", "-O", "qcow2", &raw, &image]);
-    convert.run().expect_code(0);
-    for _ in 0..15 {
-        scene
-            .cli
-            .run(args!["image", "pull", "--verify", "no", &image])
-            .expect_code(0);
-        std::thread::sleep(Duration::from_millis(30));
-        scene.cli.run(["image", "remove", "disk"]).expect_code(0);
-    }
-    scene
-        .cli
-        .run(args!["image", "pull", "--verify", "no", &image])
-        .expect_code(0);
-    std::thread::sleep(Duration::from_millis(300));
-    fs::write(stop, "").unwrap();
-    for look in looks {
-        let finished = look.finish();
-        finished.expect_code(0);
-        let seen = finished.stdout.matches("\"name\": \"disk\"").count();
-        assert!(seen > 3, "{}", finished.transcript());
-        // What a pull holds is in use; the last one is over.
-        let last = finished
-            .stdout
-            .rsplit("]\n")
-            .find(|one| one.contains("in_use"))
-            .unwrap();
-        assert!(last.contains("\"in_use\": false"), "{last}");
-    }
 }
