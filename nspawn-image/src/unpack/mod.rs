@@ -141,14 +141,7 @@ impl Import<'_> {
     }
 
     fn unpack_error(&self, source: UnpackError) -> ImageError {
-        match unpack_error(Path::new(self.what), source) {
-            // Where on this host, and not only where in the tree.
-            ImageError::NoSpace { verb, path } => ImageError::NoSpace {
-                verb,
-                path: self.work.tree.join(path.strip_prefix("/").unwrap_or(&path)),
-            },
-            other => other,
-        }
+        unpack_error(Path::new(self.what), &self.work.tree, source)
     }
 
     fn create(&self, path: &Path) -> Result<File, ImageError> {
@@ -440,11 +433,13 @@ impl Import<'_> {
     }
 }
 
-/// Makes the right error of one of an archive's.
-pub(crate) fn unpack_error(archive: &Path, source: UnpackError) -> ImageError {
+/// Makes the right error of one of an archive's, which is unpacked to `tree`.
+pub(crate) fn unpack_error(archive: &Path, tree: &Path, source: UnpackError) -> ImageError {
     match source {
         UnpackError::Cancelled => ImageError::Cancelled,
+        // Where on this host, and not only where in the tree.
         UnpackError::Write { verb, path, source } if crate::error::is_full(&source) => {
+            let path = tree.join(path);
             ImageError::NoSpace { verb, path }
         }
         source => ImageError::Unpack {

@@ -8,9 +8,11 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nspawn_image::{ErrorKind, Image, ImageError, NoReport, PruneOptions, Store};
+use nspawn_image::{
+    ConvertOptions, ErrorKind, Image, ImageError, NoReport, PruneOptions, Store, convert_file,
+};
 
-use super::fixture::{Fixture, noise, qcow2_of};
+use super::fixture::{Fixture, names, noise, qcow2_of};
 use super::support::{Behaviour, Server};
 
 const PAGE: usize = 4096;
@@ -48,6 +50,21 @@ impl SmallDisk {
     fn used(&self) -> usize {
         let found = rustix::fs::statvfs(self.0.path()).unwrap();
         (found.f_blocks - found.f_bfree) as usize * found.f_frsize as usize
+    }
+
+    /// Panics unless so much is taken soon: a process that another test just starts has copies of this one's open files
+    /// for a moment.
+    #[track_caller]
+    fn assert_used(&self, expected: usize) {
+        let start = Instant::now();
+        while self.used() != expected {
+            let taken = self.used() - expected;
+            assert!(
+                start.elapsed() < Duration::from_secs(10),
+                "{taken} bytes are lost"
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -318,6 +335,34 @@ fn root_a_disk_full_of_a_spooled_image() {
     let packed = packed.finish().unwrap();
     let found = Full::new("disk.qcow2.xz", packed, Expected::Disk(raw), false).run();
     assert_stages(&found, &["write partial/*.spool", "write partial/*.raw"]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn root_a_disk_full_of_a_conversion() {
+    let raw = noise(2 << 20, 1);
+    let fixture = Fixture::new();
+    let mut packed = liblzma::write::XzEncoder::new(Vec::new(), 0);
+    packed.write_all(&qcow2_of(&raw, &[])).unwrap();
+    let source = fixture.file("disk.qcow2.xz", &packed.finish().unwrap());
+    let disk = SmallDisk::mount();
+    let target = disk.0.path().join("out.raw");
+    let options = ConvertOptions::default();
+    let convert = || convert_file(source.as_ref(), &target, &options, &mut NoReport);
+    let empty = disk.used();
+    // Where the spool ends, where the result does, and where both fit.
+    for (size, fits) in [(1 << 20, false), (3 << 20, false), (5 << 20, true)] {
+        disk.resize(size);
+        let result = convert();
+        assert_eq!(result.is_ok(), fits, "{size}: {result:?}");
+        if let Err(error) = result {
+            let is_told = matches!(&error, ImageError::NoSpace { path, .. } if *path == target);
+            assert!(is_told && error.hint().is_some(), "{error:?}");
+            assert_eq!(names(disk.0.path()), Vec::<String>::new());
+            disk.assert_used(empty);
+        }
+    }
+    assert!(fs::read(&target).unwrap() == raw);
 }
 
 #[test]
