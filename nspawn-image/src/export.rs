@@ -1,19 +1,16 @@
 //! A disk image to a raw file anywhere: no store, no root, nothing kept.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 
 use crate::error::{ImageError, PathContext, is_full};
 use crate::fetch::sync_folder;
 use crate::image::ImageKind;
 use crate::limits::{Cancel, Limits};
 use crate::options::PullOptions;
-use crate::place;
+use crate::place::{self, WorkFolder};
 use crate::report::{Reporter, Step, StepKind};
 use crate::unpack::{self, Paths, WorkPaths};
 
@@ -102,7 +99,7 @@ fn convert_in(
         ..PullOptions::default()
     };
     let what = source.display().to_string();
-    let work = open(folder, &target)?;
+    let mut work = open(folder, &target)?;
     let paths = Paths {
         work: &work.paths,
         own: None,
@@ -141,8 +138,7 @@ fn convert_in(
 /// left by one that is killed; else in a folder beside the target, which the next one takes over.
 struct Work {
     paths: WorkPaths,
-    /// The folder, and its lock.
-    folder: Option<(PathBuf, File)>,
+    folder: Option<WorkFolder>,
 }
 
 impl Work {
@@ -157,8 +153,15 @@ impl Work {
         }
     }
 
+    fn named(target: &Path) -> Result<Self, ImageError> {
+        Ok(Self {
+            folder: Some(WorkFolder::open(target)?),
+            paths: Self::paths(target, None),
+        })
+    }
+
     fn paths(target: &Path, nameless: Option<PathBuf>) -> WorkPaths {
-        let beside = place::shared_beside(target, "work");
+        let beside = WorkFolder::path(target);
         WorkPaths {
             raw: beside.join("raw"),
             tree: beside.join("tree"),
@@ -167,42 +170,10 @@ impl Work {
         }
     }
 
-    /// A folder beside the target, and its lock.
-    fn named(target: &Path) -> Result<Self, ImageError> {
-        let beside = place::shared_beside(target, "work");
-        loop {
-            match DirBuilder::new().mode(0o700).create(&beside) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                other => other.at("create", &beside)?,
-            }
-            let file = match File::open(&beside) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                other => other.at("open", &beside)?,
-            };
-            let lock = flock(&file, FlockOperation::NonBlockingLockExclusive);
-            // Not every network's file system locks folders: there it goes without.
-            if lock == Err(Errno::WOULDBLOCK) {
-                return Err(ImageError::Output {
-                    path: target.to_owned(),
-                    found: "being written by another process",
-                });
-            }
-            let identity = |found: fs::Metadata| (found.dev(), found.ino());
-            let now = fs::symlink_metadata(&beside).map(identity).ok();
-            if file.metadata().map(identity).ok() == now {
-                return Ok(Self {
-                    paths: Self::paths(target, None),
-                    folder: Some((beside, file)),
-                });
-            }
-        }
-    }
-
-    /// Removes what is left, while the lock is held.
-    fn close(&self) {
-        if let Some((folder, _lock)) = &self.folder {
-            self.paths.clear();
-            let _ = fs::remove_dir(folder);
+    /// Removes what is left.
+    fn close(&mut self) {
+        if let Some(folder) = self.folder.take() {
+            folder.close();
         }
     }
 
@@ -261,6 +232,8 @@ fn free_target(target: &Path, source: (u64, u64), replace: bool) -> Result<PathB
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{FlockOperation, flock};
+
     use super::*;
     use crate::report::NoReport;
 
@@ -284,7 +257,7 @@ mod tests {
             let open = |_: &Path, target: &Path| Work::named(target);
             convert_in(&open, &path(source), &path("out"), &options, &mut NoReport)
         };
-        let work = place::shared_beside(&path("out"), "work");
+        let work = WorkFolder::path(&path("out"));
         for (source, replace) in [("disk.raw", false), ("disk.tar", true)] {
             fs::create_dir(&work).unwrap();
             fs::write(work.join("raw"), "half of it").unwrap();

@@ -1,10 +1,10 @@
 //! Results that take their place in one step: nobody ever sees half of one.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,6 +34,69 @@ pub(crate) fn shared_beside(target: &Path, end: &str) -> PathBuf {
     name.push(target.file_name().unwrap_or_default());
     name.push(format!(".nspawn-run.{end}"));
     target.with_file_name(name)
+}
+
+/// A folder beside a target, for what is still being made of it. Only one process has it; the next one takes over what a
+/// killed one left.
+#[derive(Debug)]
+pub(crate) struct WorkFolder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl WorkFolder {
+    /// Where it is.
+    pub(crate) fn path(target: &Path) -> PathBuf {
+        shared_beside(target, "work")
+    }
+
+    /// Makes it, or takes it over; it is empty then.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError::Output`] where another process has it.
+    pub(crate) fn open(target: &Path) -> Result<Self, ImageError> {
+        let path = Self::path(target);
+        loop {
+            match DirBuilder::new().mode(0o700).create(&path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                other => other.at("create", &path)?,
+            }
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let lock = match rustix::fs::open(&path, flags, Mode::empty()) {
+                Err(Errno::NOENT) => continue,
+                other => File::from(other.at("open", &path)?),
+            };
+            // Not every network's file system locks folders: there it goes without.
+            if flock(&lock, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+                return Err(ImageError::Output {
+                    path: target.to_owned(),
+                    found: "being written by another process",
+                });
+            }
+            if is_at(&lock, &path).at("read", &path)? {
+                for left in std::fs::read_dir(&path).at("read", &path)? {
+                    let left = left.at("read", &path)?.path();
+                    remove_tree(&left).at("remove", &left)?;
+                }
+                return Ok(Self { path, _lock: lock });
+            }
+        }
+    }
+
+    /// Removes it, with what is in it, while its lock is held.
+    pub(crate) fn close(self) {
+        let _ = remove_tree(&self.path);
+    }
+}
+
+/// Whether a name leads to an open file.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let identity = |found: std::fs::Metadata| (found.dev(), found.ino());
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        other => Ok(identity(other?) == identity(file.metadata()?)),
+    }
 }
 
 /// A file without a name in `folder`: the kernel removes it with the last process that has it open, however that ends.
@@ -76,7 +139,6 @@ pub(crate) fn put_nameless(file: &File, to: &Path, replace: bool) -> Result<(), 
 
 /// Removes a file that nobody holds the lock of; `false` where somebody does.
 fn remove_abandoned(path: &Path) -> io::Result<bool> {
-    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(file) => File::from(file),
@@ -88,18 +150,10 @@ fn remove_abandoned(path: &Path) -> io::Result<bool> {
         Err(Errno::WOULDBLOCK) => return Ok(false),
         Err(error) => return Err(error.into()),
     }
-    let identity = |found: std::fs::Metadata| (found.dev(), found.ino());
-    let now = match std::fs::symlink_metadata(path) {
-        Err(error) if gone(&error) => return Ok(true),
-        other => other?,
-    };
-    if identity(now) != identity(file.metadata()?) {
-        return Ok(false);
+    if is_at(&file, path)? {
+        std::fs::remove_file(path)?;
     }
-    match std::fs::remove_file(path) {
-        Err(error) if !gone(&error) => Err(error),
-        _ => Ok(true),
-    }
+    Ok(true)
 }
 
 fn magic_link(file: &File) -> PathBuf {

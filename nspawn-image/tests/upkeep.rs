@@ -483,6 +483,13 @@ fn machined_is_given_a_copy_of_its_own() {
     let path = publish(&disk, true).unwrap();
     assert_eq!(path, machines.join("web.raw"));
     assert!(!machines.join("web").exists());
+    // What a killed call left is taken over.
+    let half = machines.join(".web.nspawn-run.work/new/usr");
+    fs::create_dir_all(&half).unwrap();
+    fs::write(half.join("half"), "half").unwrap();
+    publish(&tree, true).unwrap();
+    assert!(!machines.join("web/usr/half").exists());
+    assert_eq!(fixture::names(&machines), ["web"]);
 }
 
 /// No test of its own: a process that starts no other, which would have copies of its locks for a moment.
