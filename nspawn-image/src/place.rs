@@ -59,7 +59,13 @@ impl WorkFolder {
         let path = Self::path(target);
         loop {
             match DirBuilder::new().mode(0o700).create(&path) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    // In a folder that many write to, it may be a trap of somebody else's.
+                    let found = std::fs::symlink_metadata(&path).map(|found| found.uid());
+                    if found.is_ok_and(|owner| owner != rustix::process::geteuid().as_raw()) {
+                        return Err(ImageError::Exists(path));
+                    }
+                }
                 other => other.at("create", &path)?,
             }
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

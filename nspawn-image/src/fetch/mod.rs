@@ -33,8 +33,9 @@ use crate::verify::Unverified;
 
 /// How often a cancel is seen while nothing arrives.
 const TICK: Duration = Duration::from_millis(100);
-/// The pause before a broken download is taken up again; each further one is twice as long.
+/// The pause before a broken download is taken up again; each further one is twice as long, up to the longest.
 const PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// What a server tells a version of a file by.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -247,7 +248,8 @@ impl<'a> Download<'a> {
                         "{}: trying again from byte {}",
                         error.reason, self.done
                     ));
-                    self.pause(PAUSE * 2_u32.saturating_pow(retries - 1))?;
+                    let pause = PAUSE * 2_u32.saturating_pow(retries - 1);
+                    self.pause(pause.min(LONGEST_PAUSE))?;
                 }
             }
         }
