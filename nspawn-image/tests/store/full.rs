@@ -90,7 +90,8 @@ struct Full {
 
 enum Expected {
     Disk(Vec<u8>),
-    Tree,
+    /// The files in `usr`.
+    Tree(Vec<Vec<u8>>),
 }
 
 /// How a failed pull went on.
@@ -208,7 +209,12 @@ impl Full {
             .unwrap_or_else(|error| panic!("{size}: {error:?}"));
         match &self.expected {
             Expected::Disk(bytes) => assert!(fs::read(image.path()).unwrap() == *bytes, "{size}"),
-            Expected::Tree => assert_tree(image.path()),
+            Expected::Tree(files) => {
+                for (index, file) in files.iter().enumerate() {
+                    let found = fs::read(image.path().join(format!("usr/{index}"))).unwrap();
+                    assert!(found == *file, "{size}: {index}");
+                }
+            }
         }
         if !fits {
             let again = match self.server.seen().first() {
@@ -233,16 +239,19 @@ impl Full {
         fits
     }
 
-    /// Goes through all sizes, roughly, and those at the end page by page.
+    /// Goes through all sizes, roughly, and then to the last page that is missing.
     fn run(&mut self) -> BTreeSet<String> {
-        let rough = 128 << 10;
-        let fits = (1..LARGE / rough)
+        let rough = 192 << 10;
+        let mut fits = (1..LARGE / rough)
             .map(|step| step * rough)
             .find(|size| self.step(*size))
             .unwrap();
-        for pages in 1..rough / PAGE {
-            if self.step(fits - rough + pages * PAGE) {
-                break;
+        let mut fails = fits - rough;
+        while fits - fails > PAGE {
+            let between = fails + (fits - fails) / PAGE / 2 * PAGE;
+            match self.step(between) {
+                true => fits = between,
+                false => fails = between,
             }
         }
         std::mem::take(&mut self.stages)
@@ -257,16 +266,7 @@ fn stage(verb: &str, path: &Path) -> String {
     format!("{verb} {folder}/*.{end}")
 }
 
-const FILES: usize = 40;
-
-fn assert_tree(tree: &Path) {
-    for index in 0..FILES {
-        let found = fs::read(tree.join(format!("usr/file-{index}"))).unwrap();
-        assert!(found == noise(48 << 10, index as u64), "{index}");
-    }
-}
-
-fn tree_archive() -> Vec<u8> {
+fn tree_archive(files: &[Vec<u8>]) -> Vec<u8> {
     let mut builder = tar::Builder::new(liblzma::write::XzEncoder::new(Vec::new(), 0));
     let mut add = |name: &str, bytes: &[u8]| {
         let mut header = tar::Header::new_gnu();
@@ -275,8 +275,8 @@ fn tree_archive() -> Vec<u8> {
         builder.append_data(&mut header, name, bytes).unwrap();
     };
     add("usr/lib/os-release", b"ID=test\n");
-    for index in 0..FILES {
-        add(&format!("usr/file-{index}"), &noise(48 << 10, index as u64));
+    for (index, file) in files.iter().enumerate() {
+        add(&format!("usr/{index}"), file);
     }
     builder.into_inner().unwrap().finish().unwrap()
 }
@@ -303,7 +303,9 @@ fn root_a_disk_full_of_a_streamed_image() {
 #[test]
 #[ignore = "needs root"]
 fn root_a_disk_full_of_a_tree() {
-    let found = Full::new("os.tar.xz", tree_archive(), Expected::Tree, true).run();
+    let files: Vec<Vec<u8>> = (0..40).map(|seed| noise(48 << 10, seed)).collect();
+    let archive = tree_archive(&files);
+    let found = Full::new("os.tar.xz", archive, Expected::Tree(files), true).run();
     assert_stages(
         &found,
         &[
@@ -329,7 +331,7 @@ fn root_a_disk_full_of_a_download_that_is_the_image() {
 #[test]
 #[ignore = "needs root"]
 fn root_a_disk_full_of_a_spooled_image() {
-    let raw = noise(2 << 20, 1);
+    let raw = noise(1 << 20, 1);
     let mut packed = liblzma::write::XzEncoder::new(Vec::new(), 0);
     packed.write_all(&qcow2_of(&raw, &[])).unwrap();
     let packed = packed.finish().unwrap();
