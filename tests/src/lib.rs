@@ -14,4 +14,5 @@ pub mod scene;
 pub mod scratch;
 mod sys;
 pub mod systemd_host;
+pub mod usage;
 pub mod wait;

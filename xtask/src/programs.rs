@@ -130,6 +130,7 @@ const TEST: &[Program] = &[
     ),
     Program::new(&["zstd"], ["zstd", "zstd", "zstd", "zstd"]),
     Program::new(&["gpg"], ["gnupg", "gnupg2", "gnupg", "gpg2"]),
+    Program::new(&["openssl"], ["openssl", "openssl", "openssl", "openssl"]),
     // One of the crates that qcow2 images are compared with builds a zlib of its own.
     Program::new(&["cmake"], ["cmake", "cmake", "cmake", "cmake"]),
     // A server with a certificate of the tests' own.

@@ -6,7 +6,9 @@
 
 mod arriving;
 mod error;
+mod segments;
 mod small;
+mod tls;
 mod transfer;
 
 use std::fs::{self, File};
@@ -148,6 +150,8 @@ struct Download<'a> {
     /// Bytes in `file`, all of them hashed.
     done: u64,
     validators: Validators,
+    /// Connections that the next attempt may use.
+    connections: usize,
 }
 
 /// Why one attempt ended.
@@ -192,7 +196,10 @@ impl<'a> Download<'a> {
                 .at("read", data)?;
             options.cancel.check()?;
         }
-        file.set_len(done).at("write", data)?;
+        // Cut to nothing, a new file would be written to the disk when it is closed (ext4's auto_da_alloc), for nothing.
+        if file.metadata().at("read", data)?.len() != done {
+            file.set_len(done).at("write", data)?;
+        }
         Ok(Self {
             url,
             headers,
@@ -205,6 +212,7 @@ impl<'a> Download<'a> {
             hasher,
             done,
             validators,
+            connections: options.connections,
         })
     }
 
@@ -241,6 +249,8 @@ impl<'a> Download<'a> {
                 }
                 Ended::Broken(error) => {
                     retries += 1;
+                    // What failed may have been the server's patience with several.
+                    self.connections = 1;
                     if retries > self.options.retries || self.validators.strong().is_none() {
                         return Err(error.into());
                     }
@@ -310,6 +320,7 @@ impl<'a> Download<'a> {
                 .filter(|_| self.done > 0)
                 .map(str::to_owned),
             unless: known.filter(|_| self.done == 0).cloned(),
+            connections: self.connections,
             ..Request::plain(self.url, self.headers, self.options)
         };
         let events =

@@ -133,6 +133,7 @@ impl Store {
             }
             return Ok(in_place(absolute, ImageKind::Disk, digest));
         }
+        let metadata = file.metadata().at("read", path)?;
         let variant = variant(&file, path, &absolute, options)?;
         let changed = metadata.mtime() as i128 * 1_000_000_000 + i128::from(metadata.mtime_nsec());
         let key = format!(
@@ -158,7 +159,9 @@ impl Store {
             options: options.clone(),
             impatient: false,
         });
-        let source = Arriving::complete(file).at("read", path)?;
+        // One opening for both: whatever happens to the name, they see the same file.
+        let bytes = file.try_clone().at("open", path)?;
+        let source = Arriving::complete(bytes).at("read", path)?;
         let source = Arc::new(source);
         let origin = Origin {
             source: absolute.display().to_string(),
@@ -171,7 +174,6 @@ impl Store {
             variant,
         };
         beside.start(&source);
-        let file = File::open(&absolute).at("open", path)?;
         let verified = hash(file, path, &expected, options, reporter)?.check(
             &expected,
             &shown,
