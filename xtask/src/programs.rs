@@ -133,8 +133,6 @@ const TEST: &[Program] = &[
     Program::new(&["openssl"], ["openssl", "openssl", "openssl", "openssl"]),
     // One of the crates that qcow2 images are compared with builds a zlib of its own.
     Program::new(&["cmake"], ["cmake", "cmake", "cmake", "cmake"]),
-    // A server with a certificate of the tests' own.
-    Program::new(&["openssl"], ["openssl", "openssl", "openssl", "openssl"]),
     // Which blocks of a file are shared with others.
     Program::new(
         &["filefrag"],

@@ -54,6 +54,17 @@ impl Validators {
             .filter(|etag| !etag.starts_with("W/"))
             .or(self.last_modified.as_deref())
     }
+
+    /// Whether `others` are of another version, as far as both tell. A date counts where one of them has no ETag.
+    fn contradict(&self, others: &Self) -> bool {
+        match (&self.etag, &others.etag) {
+            (Some(own), Some(other)) => own != other,
+            _ => matches!(
+                (&self.last_modified, &others.last_modified),
+                (Some(own), Some(other)) if own != other
+            ),
+        }
+    }
 }
 
 /// Where a download is kept while it is not complete. The caller holds the lock of it.
@@ -299,16 +310,12 @@ impl<'a> Download<'a> {
         if self.done == 0 {
             return false;
         }
-        let (old, new) = (&self.validators, &head.validators);
-        let differ = |old: &Option<String>, new: &Option<String>| matches!((old, new), (Some(old), Some(new)) if old != new);
-        let has_names = old.etag.is_some() && new.etag.is_some();
-        let other_name = differ(&old.etag, &new.etag)
-            || !has_names && differ(&old.last_modified, &new.last_modified);
         let length = self
             .arriving
             .as_ref()
             .and_then(|arriving| arriving.size().ok());
-        other_name || matches!((length, head.total), (Some(old), Some(new)) if old != new)
+        self.validators.contradict(&head.validators)
+            || matches!((length, head.total), (Some(old), Some(new)) if old != new)
     }
 
     fn attempt(&mut self, known: Option<&Validators>) -> Result<Ended, ImageError> {
@@ -462,4 +469,36 @@ pub(crate) fn sync_folder(path: &Path) -> Result<(), ImageError> {
     File::open(path)
         .and_then(|folder| folder.sync_all())
         .at("sync", path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_differ_where_both_tell() {
+        let version = |etag: &str, date: &str| {
+            let told = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+            Validators {
+                etag: told(etag),
+                last_modified: told(date),
+            }
+        };
+        for (one, other, differ) in [
+            (("a", ""), ("a", ""), false),
+            (("a", ""), ("b", ""), true),
+            (("W/a", ""), ("W/b", ""), true),
+            // The servers behind one name may differ in what they know of the date.
+            (("a", "1"), ("a", "2"), false),
+            (("a", "1"), ("", "2"), true),
+            (("", "1"), ("", "2"), true),
+            (("", "1"), ("a", "1"), false),
+            (("a", ""), ("", "2"), false),
+            (("", ""), ("a", "1"), false),
+        ] {
+            let (one, other) = (version(one.0, one.1), version(other.0, other.1));
+            assert_eq!(one.contradict(&other), differ, "{one:?} {other:?}");
+            assert_eq!(other.contradict(&one), differ, "{one:?} {other:?}");
+        }
+    }
 }

@@ -7,6 +7,5 @@ mod https;
 mod images;
 mod killed;
 mod together;
-mod transport;
 mod usage;
 mod verify;
