@@ -9,6 +9,7 @@ pub mod cli;
 pub mod fixture;
 pub mod host;
 pub mod http;
+pub mod random;
 pub mod scene;
 pub mod scratch;
 mod sys;

@@ -133,6 +133,11 @@ const TEST: &[Program] = &[
     Program::new(&["openssl"], ["openssl", "openssl", "openssl", "openssl"]),
     // One of the crates that qcow2 images are compared with builds a zlib of its own.
     Program::new(&["cmake"], ["cmake", "cmake", "cmake", "cmake"]),
+    // Which blocks of a file are shared with others.
+    Program::new(
+        &["filefrag"],
+        ["e2fsprogs", "e2fsprogs", "e2fsprogs", "e2fsprogs"],
+    ),
     // libFuzzer is C++.
     Program::new(
         &["c++", "g++", "clang++"],

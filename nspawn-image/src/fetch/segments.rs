@@ -110,7 +110,7 @@ impl Whole<'_> {
             }) => {
                 start == request.from
                     && total.is_none_or(|total| total == self.total)
-                    && (validators.etag.is_none() || validators.etag == self.validators.etag)
+                    && !self.validators.contradict(&validators)
             }
             _ => false,
         };

@@ -274,7 +274,7 @@ impl Layers<'_> {
             progress: || step.at(gauge.read()),
         };
         let whiteouts = Whiteouts::scan(&mut hashed, explain, &options.limits)
-            .map_err(|source| self.unpack_error(index, source))?;
+            .map_err(|source| self.unpack_error(index, Path::new(""), source))?;
         let what = format!("content of layer {}", index + 1);
         let digests = hashed.hasher.finish();
         self.registry.same(&what, &digests, Some(diff_id))?;
@@ -303,8 +303,8 @@ impl Layers<'_> {
         Stream::open(file, codec, length, &self.options.limits, cancel).at("read", read)
     }
 
-    fn unpack_error(&self, index: usize, source: UnpackError) -> ImageError {
-        unpack::unpack_error(Path::new(&self.name(index)), source)
+    fn unpack_error(&self, index: usize, tree: &Path, source: UnpackError) -> ImageError {
+        unpack::unpack_error(Path::new(&self.name(index)), tree, source)
     }
 
     fn apply(
@@ -313,7 +313,7 @@ impl Layers<'_> {
         path: &Path,
         reporter: &mut dyn Reporter,
     ) -> Result<Imported, ImageError> {
-        let failed = |source| unpack::unpack_error(Path::new(self.what), source);
+        let failed = |source| unpack::unpack_error(Path::new(self.what), path, source);
         let sizes = self.manifest.layers.iter().map(|(layer, _)| layer.size);
         let mut step = Step::begin(
             reporter,
@@ -325,7 +325,7 @@ impl Layers<'_> {
         let mut before = 0;
         for (index, layer) in ready.iter().enumerate() {
             let length = self.manifest.layers[index].0.size;
-            let failed = |source| self.unpack_error(index, source);
+            let failed = |source| self.unpack_error(index, path, source);
             layer.whiteouts.apply(&mut tree).map_err(failed)?;
             let stream = self.open(index, &layer.file, length, &self.options.cancel)?;
             let (explain, gauge) = (stream.explainer(), stream.gauge.clone());
@@ -350,6 +350,7 @@ impl Layers<'_> {
             ));
         }
         Ok(Imported {
+            file: None,
             kind: ImageKind::Tree,
             path: path.to_owned(),
             virtual_size: 0,

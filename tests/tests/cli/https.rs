@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use nspawn_tests::cli::{Cli, Finished};
+use nspawn_tests::http::{HttpServer, Resource};
 use nspawn_tests::scratch;
 use tempfile::TempDir;
 
@@ -168,11 +169,15 @@ fn others_are_not() {
 #[test]
 fn encryption_is_not_given_up_for_a_redirect() {
     let (cli, server) = (Cli::new(), TlsServer::start("-HTTP"));
-    let answer =
-        "HTTP/1.0 302 Found\r\nLocation: http://127.0.0.1:9/disk.raw\r\nContent-Length: 0\r\n\r\n";
+    let plain = HttpServer::new();
+    plain.put("/disk.raw", Resource::bytes(disk()));
+    let location = plain.url("/disk.raw");
+    let answer = format!("HTTP/1.0 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
     server.put("disk.raw", answer.as_bytes());
     let finished = server.pull(&cli, "127.0.0.1", true);
     finished.expect_code(1);
     assert!(finished.stderr.contains("redirect"), "{}", finished.stderr);
     assert!(finished.stderr.contains("http"), "{}", finished.stderr);
+    finished.expect_stderr("hint: ");
+    assert_eq!(plain.requests(), [], "nothing was asked for in the open");
 }

@@ -5,5 +5,7 @@ mod documents;
 mod http_server;
 mod https;
 mod images;
+mod killed;
+mod together;
 mod usage;
 mod verify;
