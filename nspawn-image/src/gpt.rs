@@ -1,4 +1,9 @@
 //! The GUID partition table. Source: UEFI Specification 2.10, chapter 5.
+//!
+//! A table is believed under the conditions of Linux block/partitions/efi.c and of libblkid, so that what is found here
+//! is what systemd-nspawn finds: a header says where it stands, what is usable holds neither the header nor the entries,
+//! and entries outside of what is usable are passed over. A disk that is cut short is told by its partitions, not by
+//! its header.
 
 use std::fmt;
 use std::io;
@@ -175,6 +180,14 @@ fn table(
     if crc32fast::hash(&summed[..size]) != stored {
         return Ok(Err("the GPT header's checksum is wrong"));
     }
+    let (own, first_usable, last_usable) = (
+        u64_le(&header[24..]),
+        u64_le(&header[40..]),
+        u64_le(&header[48..]),
+    );
+    if own != offset / sector_size {
+        return Ok(Err("the GPT header says that it stands elsewhere"));
+    }
     let (entries_lba, count, entry_size, entries_crc) =
         (u64_le(&header[72..]), u32_at(80), u32_at(84), u32_at(88));
     if !(128..=MAX_ENTRY).contains(&entry_size)
@@ -193,6 +206,12 @@ fn table(
     {
         return Ok(Err("the GPT's entries lie beyond the disk"));
     }
+    let usable = first_usable..=last_usable;
+    let end = entries_lba.saturating_add((length as u64).div_ceil(sector_size).max(1) - 1);
+    let is_apart = end < first_usable || entries_lba > last_usable;
+    if first_usable < 2 || usable.contains(&own) || !is_apart {
+        return Ok(Err("the GPT says that partitions may lie over it"));
+    }
     let mut entries = vec![0; length]; // at most 4 MiB, and within the disk
     disk.read_exact_at(&mut entries, start)?;
     if crc32fast::hash(&entries) != entries_crc {
@@ -209,6 +228,9 @@ fn table(
         let (Some(offset), Some(length)) = (first.checked_mul(sector_size), bytes) else {
             return Ok(Err("a GPT entry ends before it starts"));
         };
+        if !usable.contains(&first) || !usable.contains(&last) {
+            continue;
+        }
         let units: Vec<u16> = entry[56..128]
             .chunks_exact(2)
             .map(|b| u16::from_le_bytes([b[0], b[1]]))

@@ -74,4 +74,4 @@ pub use store::{
     Damage, PruneOptions, PruneReport, Pruned, PrunedKind, Soundness, Store, StoredImage,
 };
 pub use unpack::{TreeWriter, UnpackError, remove_tree};
-pub use verify::{ChecksumEntry, ChecksumFile, ChecksumFileError, VerifyError};
+pub use verify::{ChecksumEntry, ChecksumFile, ChecksumFileError, Keyring, VerifyError};

@@ -97,7 +97,8 @@ fn logical(
         let Some([entry, next, ..]) = entries(disk, block)? else {
             return Ok(());
         };
-        if entry.kind != 0 && entry.sectors > 0 {
+        // One that starts with its own entry is none.
+        if entry.kind != 0 && entry.first > 0 && entry.sectors > 0 {
             partitions.push(partition(number, &entry, block));
         }
         if !matches!(next.kind, 0x05 | 0x0f | 0x85) || base + next.first <= block {
