@@ -10,7 +10,7 @@ use std::time::Duration;
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use nspawn_fuzz::qcow2::{Cluster, build, mutate};
 use nspawn_fuzz::{Random, scratch_folder};
-use nspawn_image::qcow2::{Header, OpenOptions, Output, Qcow2, Qcow2Error};
+use nspawn_image::qcow2::{Header, OpenOptions, Qcow2, Qcow2Error};
 use nspawn_image::{Cancel, ReadAt};
 
 /// Largest virtual size accepted, in bytes: three units of work.
@@ -75,49 +75,57 @@ fn options(folder: Option<&str>) -> OpenOptions {
     options
 }
 
-/// Converts an image in memory and holds the converter to its promises.
-fn convert<S: ReadAt>(image: &Qcow2<S>) -> Result<Vec<u8>, Qcow2Error> {
+/// Converts an image into `output` and holds the converter to its promises.
+fn convert<S: ReadAt>(image: &Qcow2<S>, output: &Mutex<Vec<u8>>) -> Result<(), Qcow2Error> {
     let size = image.header().virtual_size;
     assert!(size <= LIMIT && (9..=21).contains(&image.header().cluster_bits));
-    // What was in the output must not matter.
-    let output = Mutex::new(Vec::new());
-    Output::set_size(&output, 1).expect("memory");
     let mut last = 0;
-    let result = image.convert(&output, &Cancel::default(), &mut |at| {
+    image.convert(output, &Cancel::default(), &mut |at| {
         assert!(
             at >= last && at <= size,
             "progress {last}, then {at} of {size}"
         );
         last = at;
-    });
-    result?;
+    })?;
     assert_eq!(last, size);
-    let bytes = output.into_inner().expect("no thread panicked");
-    assert_eq!(bytes.len() as u64, size);
-    Ok(bytes)
+    assert_eq!(
+        output.lock().expect("no thread panicked").len() as u64,
+        size
+    );
+    Ok(())
+}
+
+/// Memory that is kept from input to input: taking it anew would cost more than the conversions.
+#[derive(Default)]
+struct Memory {
+    outputs: [Mutex<Vec<u8>>; 2],
+    buffer: Vec<u8>,
 }
 
 /// Converts twice and reads at random; answers the guest's bytes where there are any.
 fn check<S: ReadAt>(image: &Qcow2<S>, random: &mut Random) -> Option<Vec<u8>> {
-    let first = convert(image);
-    let second = convert(image);
+    static MEMORY: OnceLock<Mutex<Memory>> = OnceLock::new();
+    let mut memory = MEMORY
+        .get_or_init(Mutex::default)
+        .lock()
+        .expect("one thread");
+    let Memory { outputs, buffer } = &mut *memory;
+    buffer.resize(UNTOUCHED.len(), 0);
+    let results = [0, 1].map(|index| convert(image, &outputs[index]));
     let reader = image.reader();
     let size = image.header().virtual_size;
-    let mut buffer = UNTOUCHED.to_vec();
-    let (Ok(first), Ok(second)) = (&first, &second) else {
-        assert!(first.is_err() && second.is_err(), "{first:?} {second:?}");
-        for error in [&first, &second]
-            .into_iter()
-            .filter_map(|r| r.as_ref().err())
-        {
-            assert!(!error.to_string().is_empty());
-        }
-        let mut parts = (0..size).step_by(2 << 20);
-        let fails = parts.any(|at| reader.read_at(&mut buffer, at).is_err());
-        assert!(fails, "it reads and does not convert: {first:?}");
+    if let [Err(error), Err(_)] = &results {
+        assert!(!error.to_string().is_empty());
+        let mut parts = (0..size).step_by(buffer.len());
+        let fails = parts.any(|at| reader.read_at(buffer, at).is_err());
+        assert!(fails, "it reads and does not convert: {error}");
         return None;
-    };
-    assert!(first == second, "two conversions differ");
+    }
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    let [first, second] = outputs
+        .each_ref()
+        .map(|output| output.lock().expect("no panic"));
+    assert!(*first == *second, "two conversions differ");
     for _ in 0..12 {
         let at = random.below(size + 2) as usize;
         let length = match random.below(3) {
@@ -127,7 +135,7 @@ fn check<S: ReadAt>(image: &Qcow2<S>, random: &mut Random) -> Option<Vec<u8>> {
         };
         // Comparing whole slices: each comparison of a byte would be counted by the instrumentation.
         let place = &mut buffer[..length];
-        place.fill(0xee);
+        place.copy_from_slice(&UNTOUCHED[..length]);
         let count = reader.read_at(place, at as u64).expect("it converts");
         let expected = &first[at.min(first.len())..(at + length).min(first.len())];
         assert_eq!(count, expected.len());
@@ -155,7 +163,7 @@ fn check_below(input: &[u8], below: Option<&[u8]>, random: &mut Random) {
     };
     let Some(below) = below else {
         // Where the damage is not in a hole's way, it may well be read.
-        let _ = convert(&image);
+        let _ = convert(&image, &Mutex::default());
         return;
     };
     let found = check(&image, random).expect("an overlay on what converts");
@@ -180,11 +188,13 @@ fn check_above(input: &[u8], random: &mut Random) {
     assert!(!image.chain().is_empty());
     let full = check(&image, random);
     let image = Qcow2::open_with(input, &options(Some("empty"))).expect("the same with zeros");
-    let empty = convert(&image).ok();
-    assert_eq!(full.is_some(), empty.is_some());
-    let (Some(full), Some(empty)) = (full, empty) else {
+    let output = Mutex::default();
+    let empty = convert(&image, &output);
+    assert_eq!(full.is_some(), empty.is_ok());
+    let Some(full) = full else {
         return;
     };
+    let empty = output.into_inner().expect("no thread panicked");
     assert_eq!(full.len(), empty.len());
     // A qcow2 file that is to be taken as a raw one differs everywhere.
     let backing = image.header().backing.as_ref().expect("an overlay");

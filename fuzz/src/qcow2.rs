@@ -138,7 +138,8 @@ impl Image {
             2..=4 => {
                 let cluster = self.cluster() as u64;
                 let size = match random.below(4) {
-                    0 => random.below(9 << 20),
+                    // Large ones take long.
+                    0 => random.below(9 << 20) >> random.below(10),
                     1 => (random.below(40) + 1) * cluster,
                     2 => (random.below(40) * cluster).wrapping_sub(random.below(600)),
                     _ => near(random, self.u64(24)),
