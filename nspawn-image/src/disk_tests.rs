@@ -95,6 +95,17 @@ fn the_backup_is_used_when_the_first_copy_is_broken() {
             (table.scheme, table.sector_size),
             (Scheme::GptBackup, sector)
         );
+        let warnings = &root(&disk).unwrap().warnings;
+        assert_eq!(warnings, &table.warnings);
+        assert!(
+            warnings[0]
+                .to_string()
+                .contains("header's checksum is wrong"),
+            "{warnings:?}"
+        );
+        put(&mut disk, sector, &[0; 8]);
+        let warning = PartitionTable::read(&disk).unwrap().warnings[0].to_string();
+        assert!(warning.contains("no GPT header at the start"), "{warning}");
         put(&mut disk, 8 * MIB - sector + 40, &[9]);
         assert!(matches!(root(&disk), Err(DiskError::Damaged(_))));
     }

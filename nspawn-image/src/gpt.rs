@@ -126,7 +126,8 @@ impl fmt::Debug for Guid {
 pub(crate) enum Found {
     Table {
         sector_size: u64,
-        backup: bool,
+        /// Why the first copy was not used, where it is the second.
+        first_is: Option<&'static str>,
         partitions: Vec<Partition>,
     },
     Damaged(&'static str),
@@ -141,9 +142,10 @@ pub(crate) fn read(disk: &(impl ReadAt + ?Sized), disk_size: u64) -> io::Result<
         for (offset, backup) in [(sector_size, false), (last, true)] {
             match table(disk, disk_size, offset, sector_size)? {
                 Ok(Some(partitions)) => {
+                    let reason = damaged.unwrap_or("there is no GPT header at the start");
                     return Ok(Found::Table {
                         sector_size,
-                        backup,
+                        first_is: backup.then_some(reason),
                         partitions,
                     });
                 }

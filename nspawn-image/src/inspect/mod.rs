@@ -224,6 +224,14 @@ impl Inspection {
             });
         }
         let root = table.root(&disk, Architecture::native());
+        let warnings = match &root {
+            Ok(root) => &root.warnings,
+            Err(_) => &table.warnings,
+        };
+        for warning in warnings {
+            self.problems
+                .push(Problem::note(warning.to_string(), warning.hint()));
+        }
         self.table = Some(table);
         let root = match root {
             Ok(root) => root,

@@ -142,7 +142,7 @@ fn format_line(format: &ImageFormat) -> String {
 fn scheme(scheme: Scheme) -> &'static str {
     match scheme {
         Scheme::Gpt => "GPT",
-        Scheme::GptBackup => "GPT, from the copy at the end: the first is damaged",
+        Scheme::GptBackup => "GPT, from the copy at the end",
         Scheme::Mbr => "MBR",
         _ => "none, one file system",
     }
