@@ -143,11 +143,12 @@ fn a_table_that_partitions_may_lie_over_is_damaged() {
     let bent = with_tables(disk(), |header, _| put(header, 40, &33_u64.to_le_bytes()));
     let scheme = PartitionTable::read(&bent).unwrap().scheme;
     assert_eq!(scheme, Scheme::GptBackup);
-    let table: [(usize, u64, &str); 4] = [
+    let table: [(usize, u64, &str); 5] = [
         (24, 3, "stands elsewhere"),
         (40, 0, "lie over it"),
         (40, 1, "lie over it"),
         (72, 4096, "lie over it"),
+        (72, 1, "entries lie over"),
     ];
     for (at, value, text) in table {
         let bent = with_tables(disk(), |header, _| {

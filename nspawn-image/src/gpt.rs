@@ -211,6 +211,9 @@ fn table(
     let usable = first_usable..=last_usable;
     let end = entries_lba.saturating_add((length as u64).div_ceil(sector_size).max(1) - 1);
     let is_apart = end < first_usable || entries_lba > last_usable;
+    if entries_lba < 2 || (entries_lba..=end).contains(&own) {
+        return Ok(Err("the GPT says that its entries lie over its header"));
+    }
     if first_usable < 2 || usable.contains(&own) || !is_apart {
         return Ok(Err("the GPT says that partitions may lie over it"));
     }
