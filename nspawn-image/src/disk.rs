@@ -1,7 +1,8 @@
 //! The root file system of a disk image: partition table in, one [`RootPartition`] out.
 //!
-//! Flow: [`PartitionTable::read`] -> [`PartitionTable::root`] -> [`RootPartition`]. GPT first (the backup where
-//! the primary is broken, in sectors of 512 or 4096 bytes), then MBR, then a bare file system.
+//! Flow: [`PartitionTable::read`] -> [`PartitionTable::root`] -> [`RootPartition`]. The MBR says whether it is one or
+//! stands before a GPT (the backup is read where the primary is broken, in sectors of 512 or 4096 bytes); without
+//! either, one file system fills the disk.
 //!
 //! The rules are those systemd-nspawn applies itself: the root type of the machine's architecture, the newest
 //! label among several; else exactly one generic Linux partition; in an MBR one Linux partition that is marked
@@ -292,6 +293,22 @@ impl PartitionTable {
             disk_size,
             warnings: Vec::new(),
         };
+        // As the kernel does it: a GPT counts where the MBR says that there is one. Without that, it is what another
+        // table or file system has left of the one before it, unless there is nothing else.
+        let mbr = mbr::read(disk, disk_size)?;
+        let is_protective = matches!(mbr, mbr::Found::Protective);
+        let is_empty = matches!(mbr, mbr::Found::Table(_));
+        match mbr {
+            // A boot sector may precede a bare file system, and a file system's own first sector may end like an
+            // MBR's: entries that make sense decide.
+            mbr::Found::Table(partitions) if !partitions.is_empty() => {
+                return Ok(table(Scheme::Mbr, 512, partitions));
+            }
+            _ if !is_protective && probe::probe(disk, 0, disk_size)?.is_some() => {
+                return Ok(table(Scheme::Bare, 512, Vec::new()));
+            }
+            _ => {}
+        }
         match gpt::read(disk, disk_size)? {
             gpt::Found::Table {
                 sector_size,
@@ -303,31 +320,21 @@ impl PartitionTable {
                     None => Scheme::Gpt,
                 };
                 let mut found = table(scheme, sector_size, partitions);
-                found
-                    .warnings
-                    .extend(first_is.map(DiskWarning::BackupTable));
+                let warning = first_is.map(DiskWarning::BackupTable);
+                found.warnings.extend(warning);
                 return Ok(found);
             }
             gpt::Found::Damaged(reason) => return Err(DiskError::Damaged(reason)),
             gpt::Found::Nothing => {}
         }
-        // A boot sector may precede a bare file system, and a file system's own first sector may end like an
-        // MBR's: entries that make sense decide.
-        match mbr::read(disk, disk_size)? {
-            mbr::Found::Table(partitions) if !partitions.is_empty() => {
-                return Ok(table(Scheme::Mbr, 512, partitions));
-            }
-            found => {
-                if probe::probe(disk, 0, disk_size)?.is_some() {
-                    return Ok(table(Scheme::Bare, 512, Vec::new()));
-                }
-                if matches!(found, mbr::Found::Protective) {
-                    return Err(DiskError::Damaged("an MBR that promises a GPT, and no GPT"));
-                }
-                if matches!(found, mbr::Found::Table(_)) {
-                    return Err(DiskError::Empty);
-                }
-            }
+        if probe::probe(disk, 0, disk_size)?.is_some() {
+            return Ok(table(Scheme::Bare, 512, Vec::new()));
+        }
+        if is_protective {
+            return Err(DiskError::Damaged("an MBR that promises a GPT, and no GPT"));
+        }
+        if is_empty {
+            return Err(DiskError::Empty);
         }
         Err(DiskError::NoTable)
     }

@@ -2,7 +2,7 @@
 //!
 //! A table is believed under the conditions of Linux block/partitions/efi.c and of libblkid, so that what is found here
 //! is what systemd-nspawn finds: a header says where it stands, what is usable holds neither the header nor the entries,
-//! and entries outside of what is usable are passed over. A disk that is cut short is told by its partitions, not by
+//! and entries that end before they start or lie outside of what is usable are passed over. A disk that is cut short is told by its partitions, not by
 //! its header.
 
 use std::fmt;
@@ -228,14 +228,15 @@ fn table(
             continue;
         }
         let (first, last) = (u64_le(&entry[32..]), u64_le(&entry[40..]));
-        let sectors = last.checked_sub(first).and_then(|n| n.checked_add(1));
-        let bytes = sectors.and_then(|n| n.checked_mul(sector_size));
-        let (Some(offset), Some(length)) = (first.checked_mul(sector_size), bytes) else {
-            return Ok(Err("a GPT entry ends before it starts"));
-        };
-        if !usable.contains(&first) || !usable.contains(&last) {
+        if first > last || !usable.contains(&first) || !usable.contains(&last) {
             continue;
         }
+        let bytes = (last - first)
+            .checked_add(1)
+            .and_then(|sectors| sectors.checked_mul(sector_size));
+        let (Some(offset), Some(length)) = (first.checked_mul(sector_size), bytes) else {
+            continue;
+        };
         let units: Vec<u16> = entry[56..128]
             .chunks_exact(2)
             .map(|b| u16::from_le_bytes([b[0], b[1]]))

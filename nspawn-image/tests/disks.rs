@@ -167,6 +167,36 @@ fn a_hybrid_mbr_hides_no_gpt() {
 }
 
 #[test]
+fn what_a_table_has_left_of_the_one_before_it_does_not_count() {
+    let gpt = format!("label: gpt\nstart=1MiB, size=8MiB, type={ROOT}\n");
+    // another table, made by what does not clear away
+    let first_sector = fs::read(
+        Disk::new(16)
+            .sfdisk(&[], "label: dos\nstart=4MiB, size=8MiB, type=83\n")
+            .path(),
+    );
+    let first_sector = &first_sector.unwrap()[..512];
+    let disk = Disk::new(16).sfdisk(&[], &gpt).put(0, first_sector).ext4(4);
+    assert_eq!(disk.table().unwrap().scheme, Scheme::Mbr);
+    assert_eq!(disk.found(), (Some(1), 4));
+    // one file system over all of it: the copy at the end is still there
+    let disk = Disk::new(16).sfdisk(&[], &gpt);
+    let last = fs::read(disk.path()).unwrap()[(16 * MIB - 512) as usize..].to_vec();
+    assert!(last.starts_with(b"EFI PART"));
+    run(
+        "mkfs.ext4",
+        &["-q", "-F", disk.path().to_str().unwrap()],
+        "",
+    );
+    let disk = disk.put(16 * MIB - 512, &last);
+    assert_eq!(disk.table().unwrap().scheme, Scheme::Bare);
+    assert_eq!(disk.found(), (None, 0));
+    // nothing but the GPT
+    let disk = Disk::new(16).sfdisk(&[], &gpt).put(0, &[0; 512]).ext4(1);
+    assert_eq!(disk.found(), (Some(1), 1));
+}
+
+#[test]
 fn logical_partitions_in_and_out_of_order() {
     let script = "label: dos\nstart=1MiB, size=1MiB, type=c\nstart=3MiB, size=12MiB, type=5\n\
         start=4MiB, size=2MiB, type=82\nstart=7MiB, size=2MiB, type=82\nstart=10MiB, size=2MiB, type=83\n";
