@@ -286,6 +286,26 @@ fn no_damage_to_a_file_system_brings_it_down() {
     }
 }
 
+#[test]
+fn a_link_of_a_terabyte_takes_no_memory() {
+    let fixture = Fixture::new();
+    let tree = fixture.tree();
+    let long = format!("{}../usr/lib/os-release", "./".repeat(40));
+    fs::remove_file(tree.join("etc/os-release")).unwrap();
+    std::os::unix::fs::symlink(long, tree.join("etc/os-release")).unwrap();
+    let disk = fixture.text("bare");
+    File::create(&disk).unwrap().set_len(8 << 20).unwrap();
+    run(
+        "mkfs.ext4",
+        &["-q", "-F", "-d", tree.to_str().unwrap(), &disk],
+    );
+    is_the_tree(&inspect(disk.as_ref()));
+    let claim = format!("set_inode_field /etc/os-release size {}", 1_u64 << 40);
+    run("debugfs", &["-w", "-R", &claim, &disk]);
+    let found = inspect(disk.as_ref());
+    assert!(found.os.is_none() && found.unread.is_some());
+}
+
 /// A tree in a file system of every kind, in a partition, as the usual tools make it.
 fn made_by(fixture: &Fixture, filesystem: &str) -> PathBuf {
     let tree = fixture.tree();
