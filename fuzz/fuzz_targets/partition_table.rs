@@ -131,6 +131,10 @@ fn check_copy(bytes: &[u8], table: &PartitionTable) {
         header + 72,
         &((entries / first.sector) as u64).to_le_bytes(),
     );
+    // Entries of an MBR that lay behind the end until now would count.
+    disk.put(446, &[0; 64]);
+    disk.put(450, &[0xee]);
+    disk.put(510, &[0x55, 0xaa]);
     if first.sector == 4096 {
         // A table in the smaller sectors, whose entries lay behind the end until now, would go before.
         disk.put(512, &[0; 8]);

@@ -277,7 +277,7 @@ fn no_damage_to_a_file_system_brings_it_down() {
     // A superblock that promises the most it can.
     fs::write(&disk, &whole).unwrap();
     let file = File::options().write(true).open(&disk).unwrap();
-    for (at, value) in [(4, u32::MAX), (32, 1), (24, 40), (40, 1)] {
+    for (at, value) in [(4, u32::MAX), (0x150, 0x100), (32, 1), (24, 40), (40, 1)] {
         file.write_all_at(&value.to_le_bytes(), ROOT + 1024 + at)
             .unwrap();
         let found = inspect(&disk);

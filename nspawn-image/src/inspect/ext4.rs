@@ -137,8 +137,8 @@ fn check_size(disk: &dyn ReadAt, root: &RootPartition) -> io::Result<()> {
             block[at + 3],
         ]))
     };
-    let is_64_bit = u32_at(0x60) & 0x80 != 0;
-    let blocks = u32_at(4) | if is_64_bit { u32_at(0x150) << 32 } else { 0 };
+    // The crate reads the upper half whether or not the file system is a 64-bit one.
+    let blocks = u32_at(4) | u32_at(0x150) << 32;
     let (log_size, per_group) = (u32_at(24), u32_at(32));
     let fits = log_size <= 6
         && per_group > 0
