@@ -164,6 +164,13 @@ fn other_files_are_named_and_never_opened() {
     put64(&mut bytes, 8, 400);
     put32(&mut bytes, 16, 11);
     bytes[400..411].copy_from_slice(b"/etc/passwd");
+    for (format, expected) in [(&b""[..], None), (b"raw", Some("raw"))] {
+        put32(&mut bytes, 112, 0xe279_2aca);
+        put32(&mut bytes, 116, format.len() as u32);
+        bytes[120..120 + format.len()].copy_from_slice(format);
+        let backing = Header::read(&bytes, LIMIT).unwrap().backing.unwrap();
+        assert_eq!(backing.format.as_deref(), expected);
+    }
     assert!(matches!(convert(bytes), Err(Qcow2Error::BackingFile(name)) if name == "/etc/passwd"));
     let mut bytes = image(&[]);
     put64(&mut bytes, 72, 4);
