@@ -11,7 +11,7 @@
 //! In both the clock stops when the unit's first process writes into a FIFO of the host's; then, with the clock stopped,
 //! the guest's systemd must say that the unit is active, and machined that the image is there. The page cache is warm,
 //! and is written back before every run.
-#![allow(missing_docs, clippy::print_stdout)]
+#![allow(missing_docs)]
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -21,9 +21,12 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nspawn_benches::{median, quick, shortest, wanted};
+use nspawn_benches::process::Cost;
+use nspawn_benches::program::nspawn_run;
+use nspawn_benches::table::{Goal, Row};
+use nspawn_benches::{median, quick, wanted};
 use nspawn_tests::cli::{Finished, Invocation};
-use nspawn_tests::fixture::{DISK_SIZE, Debian, target_dir, workspace_dir};
+use nspawn_tests::fixture::{DISK_SIZE, Debian};
 use nspawn_tests::host::{HostLock, alone};
 use nspawn_tests::http::{HttpServer, Resource};
 use nspawn_tests::scratch;
@@ -42,54 +45,31 @@ const MACHINE: &str = "bench";
 
 fn main() {
     let lock = alone();
-    let program = build();
-    println!(
-        "{:<6} {:>15} {:>15} {:>6}  goal",
-        "", "ours, s", "peer, s", "ratio"
-    );
+    let program = nspawn_run();
     if wanted("startup/host") {
         let (ours, peer) = host(&program);
-        report("host", &ours, &peer, 2.0);
+        tell("startup/host", "systemd-nspawn", &ours, &peer, 2.0);
     }
     if wanted("startup/pull") {
         let (ours, peer) = pull(&lock, &program);
-        report("pull", &ours, &peer, 1.0);
+        tell("startup/pull", "machinectl pull-raw", &ours, &peer, 1.0);
     }
 }
 
-/// Times as median (shortest).
-fn report(name: &str, ours: &[Duration], peer: &[Duration], goal: f64) {
-    let both = |times: &[Duration]| format!("{:.2} ({:.2})", median(times), shortest(times));
-    let ratio = median(ours) / median(peer);
-    let verdict = if ratio <= goal { "met" } else { "missed" };
-    println!(
-        "{name:<6} {:>15} {:>15} {ratio:>6.2}  <= {goal:.1}, {verdict}",
-        both(ours),
-        both(peer)
-    );
+fn tell(name: &str, peer: &str, ours: &[Duration], theirs: &[Duration], goal: f64) {
+    let row = Row {
+        name,
+        size: "",
+        peer,
+        ours: Cost::of_time(median(ours)),
+        theirs: Some(Cost::of_time(median(theirs))),
+        goals: &[Goal::Ended(goal)],
+    };
+    row.tell();
 }
 
 fn rounds() -> usize {
     if quick() { 1 } else { ROUNDS }
-}
-
-/// The optimised program.
-fn build() -> PathBuf {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // What cargo sets for a bench would make it build some dependencies anew.
-    for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy();
-        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
-            cargo.env_remove(&name);
-        }
-    }
-    let status = cargo
-        .current_dir(workspace_dir())
-        .args(["build", "--quiet", "--release", "--package=nspawn-cli"])
-        .status()
-        .expect("cargo runs");
-    assert!(status.success(), "nspawn-run does not build");
-    target_dir().join("release/nspawn-run")
 }
 
 /// A folder with a FIFO that the unit writes into the moment it runs.

@@ -1,6 +1,12 @@
 //! Benchmarks against the peers, measured in one run; the inputs are made by the benches themselves and kept in
 //! `target/bench-data`. `NSPAWN_BENCH_QUICK=1` measures small inputs a few times, to see that all of it works.
 
+pub mod inputs;
+pub mod process;
+pub mod program;
+pub mod table;
+
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,24 +26,15 @@ pub fn data_dir() -> PathBuf {
     dir
 }
 
-/// The middle of the times, in seconds; of an even number the upper one.
+/// The middle of the times; of an even number the upper one.
 ///
 /// # Panics
 ///
 /// Without any time.
-pub fn median(times: &[Duration]) -> f64 {
+pub fn median(times: &[Duration]) -> Duration {
     let mut times = times.to_vec();
     times.sort_unstable();
-    times[times.len() / 2].as_secs_f64()
-}
-
-/// The shortest of the times, in seconds.
-///
-/// # Panics
-///
-/// Without any time.
-pub fn shortest(times: &[Duration]) -> f64 {
-    times.iter().min().expect("at least one time").as_secs_f64()
+    times[times.len() / 2]
 }
 
 /// Whether the benches' arguments ask for this one: all of them without a name, else those that hold it.
@@ -47,4 +44,10 @@ pub fn wanted(name: &str) -> bool {
         .filter(|arg| !arg.starts_with('-'))
         .peekable();
     names.peek().is_none() || names.any(|wanted| name.contains(&wanted))
+}
+
+/// Says something beside the table.
+#[expect(clippy::print_stderr, reason = "benches speak to people")]
+pub(crate) fn note(text: fmt::Arguments<'_>) {
+    eprintln!("note: {text}");
 }

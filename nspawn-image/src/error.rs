@@ -134,6 +134,15 @@ pub enum ImageError {
         #[source]
         source: UnpackError,
     },
+    /// The image is damaged, and its bytes are those that the digest was made of.
+    #[error("{what} is damaged, and its checksum is right: it was published so")]
+    PublishedDamaged {
+        /// The reference or path.
+        what: String,
+        /// Where the damage is.
+        #[source]
+        source: Box<ImageError>,
+    },
     /// A container image cannot be had from its registry.
     #[error("cannot pull {image}")]
     Oci {
@@ -234,7 +243,9 @@ impl ImageError {
             Self::Path { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 "run as root, or choose another store with --root DIR"
             }
-            Self::NoSpace { .. } => "free some space, or choose another store with --root DIR",
+            Self::NoSpace { .. } => {
+                "free some space, in the store with `nspawn-run image prune`, or choose another store with --root DIR"
+            }
             Self::Missing(_) => "check the path; a name without a slash is looked up in the store",
             Self::UnknownName { .. } => {
                 "pull it by its URL first, or write ./NAME for a file in the current directory"
@@ -252,6 +263,7 @@ impl ImageError {
             Self::Mismatch { .. } => {
                 "the file changed or is damaged: compare with the publisher's checksum file, then pull again"
             }
+            Self::PublishedDamaged { .. } => "take another build, and tell its publisher",
             Self::Verify { source, .. } => return Some(source.hint()),
             Self::Qcow2 { source, .. } => return source.hint().map(str::to_owned),
             Self::Unpack { source, .. } => return source.hint().map(str::to_owned),
@@ -264,6 +276,21 @@ impl ImageError {
             _ => return None,
         };
         Some(hint.to_owned())
+    }
+
+    /// Whether the image's bytes are not what its format promises.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Qcow2 { source, .. } => matches!(
+                source,
+                Qcow2Error::Truncated { .. }
+                    | Qcow2Error::Compressed { .. }
+                    | Qcow2Error::Entry { .. }
+                    | Qcow2Error::Corrupt
+            ),
+            Self::Unpack { source, .. } => matches!(source, UnpackError::Damaged { .. }),
+            _ => false,
+        }
     }
 
     pub(crate) fn oci(image: &OciReference, source: OciError) -> Self {

@@ -49,6 +49,9 @@ pub struct PullOptions {
     pub idle_timeout: Duration,
     /// How often a broken download is taken up again where it stopped. Default 2.
     pub retries: u32,
+    /// Connections that a long download may use at once, where the server has ranges and says what it sends. One alone
+    /// at first: only what takes longer than a second is divided. Default 4.
+    pub connections: usize,
     /// A proxy's URL; `None` connects directly. The library reads no environment variable.
     pub proxy: Option<String>,
     /// Where images of machined are looked up by name. Default `/var/lib/machines`.
@@ -77,6 +80,7 @@ impl Default for PullOptions {
             connect_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(60),
             retries: 2,
+            connections: 4,
             proxy: None,
             machines_dir: PathBuf::from("/var/lib/machines"),
             registry_auth: Vec::new(),

@@ -1,12 +1,16 @@
 //! Archives as programs make them: zip, and sparse files in each format that tar(1) writes.
 
+#[path = "support/fixture.rs"]
+mod fixture;
+
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nspawn_image::{ErrorKind, Image, ImageError, ImageKind, NoReport, PullOptions, Store};
+use fixture::{Fixture, qcow2_of};
+use nspawn_image::{ErrorKind, Image, ImageError, ImageKind, PullOptions};
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
@@ -21,59 +25,35 @@ fn disk() -> Vec<u8> {
     bytes
 }
 
-struct Fixture {
-    dir: tempfile::TempDir,
-    store: Store,
+fn pull(fixture: &Fixture, name: &str) -> Result<Image, ImageError> {
+    let path = fixture.path(name);
+    fixture.pull_with(path.to_str().unwrap(), &PullOptions::default())
 }
 
-impl Fixture {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path().join("store")).unwrap();
-        Self { dir, store }
+fn zip_of(fixture: &Fixture, name: &str, files: &[(&str, &[u8])]) -> PathBuf {
+    let path = fixture.path(name);
+    let mut zip = ZipWriter::new(File::create(&path).unwrap());
+    for (name, bytes) in files {
+        zip.start_file(*name, deflated()).unwrap();
+        zip.write_all(bytes).unwrap();
     }
+    zip.finish().unwrap();
+    path
+}
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+/// A folder with `disk.raw`, holes and all, and a note beside it.
+fn sparse_disk(fixture: &Fixture) -> PathBuf {
+    let folder = fixture.path("made");
+    fs::create_dir(&folder).unwrap();
+    let mut file = File::create(folder.join("disk.raw")).unwrap();
+    file.set_len(3 << 20).unwrap();
+    let bytes = disk();
+    for range in [0..4096, (2 << 20) + 4096..3 << 20] {
+        file.seek(SeekFrom::Start(range.start as u64)).unwrap();
+        file.write_all(&bytes[range]).unwrap();
     }
-
-    fn pull(&self, name: &str) -> Result<Image, ImageError> {
-        let reference = nspawn_image::ImageRef::path(self.path(name));
-        let options = PullOptions::default();
-        self.store.pull(&reference, &options, &mut NoReport)
-    }
-
-    fn zip(&self, name: &str, files: &[(&str, &[u8])]) -> PathBuf {
-        let path = self.path(name);
-        let mut zip = ZipWriter::new(File::create(&path).unwrap());
-        for (name, bytes) in files {
-            zip.start_file(*name, deflated()).unwrap();
-            zip.write_all(bytes).unwrap();
-        }
-        zip.finish().unwrap();
-        path
-    }
-
-    /// A folder with `disk.raw`, holes and all, and a note beside it.
-    fn sparse_disk(&self) -> PathBuf {
-        let folder = self.path("made");
-        fs::create_dir(&folder).unwrap();
-        let mut file = File::create(folder.join("disk.raw")).unwrap();
-        file.set_len(3 << 20).unwrap();
-        let bytes = disk();
-        for range in [0..4096, (2 << 20) + 4096..3 << 20] {
-            file.seek(SeekFrom::Start(range.start as u64)).unwrap();
-            file.write_all(&bytes[range]).unwrap();
-        }
-        fs::write(folder.join("README"), "a disk").unwrap();
-        folder
-    }
-
-    fn left(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.path("store/partial")).unwrap();
-        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| !name.ends_with(".lock")).collect()
-    }
+    fs::write(folder.join("README"), "a disk").unwrap();
+    folder
 }
 
 fn deflated() -> SimpleFileOptions {
@@ -97,7 +77,7 @@ fn tar(folder: &Path, archive: &Path, options: &[&str], names: &[&str]) {
 #[test]
 fn a_sparse_disk_in_every_format_of_tar() {
     let fixture = Fixture::new();
-    let folder = fixture.sparse_disk();
+    let folder = sparse_disk(&fixture);
     let formats: [(&str, &[&str]); 5] = [
         ("old.tar", &["--format=gnu"]),
         ("pax-0.0.tar", &["--format=posix", "--sparse-version=0.0"]),
@@ -121,9 +101,8 @@ fn a_sparse_disk_in_every_format_of_tar() {
                     "{name} is not sparse"
                 );
             }
-            let image = fixture
-                .pull(name)
-                .unwrap_or_else(|error| panic!("{name} {names:?}: {error:?}"));
+            let image =
+                pull(&fixture, name).unwrap_or_else(|error| panic!("{name} {names:?}: {error:?}"));
             assert_eq!(image.kind(), ImageKind::Disk, "{name}");
             assert!(
                 fs::read(image.path()).unwrap() == disk(),
@@ -134,13 +113,13 @@ fn a_sparse_disk_in_every_format_of_tar() {
             fixture.store.list().unwrap();
         }
     }
-    assert_eq!(fixture.left(), Vec::<String>::new());
+    assert_eq!(fixture.left("partial"), Vec::<String>::new());
 }
 
 #[test]
 fn a_sparse_file_in_a_tree_stays_sparse() {
     let fixture = Fixture::new();
-    let folder = fixture.sparse_disk();
+    let folder = sparse_disk(&fixture);
     fs::create_dir_all(folder.join("usr/lib")).unwrap();
     fs::write(folder.join("usr/lib/os-release"), "ID=test\n").unwrap();
     fs::rename(folder.join("disk.raw"), folder.join("usr/disk.raw")).unwrap();
@@ -149,7 +128,7 @@ fn a_sparse_file_in_a_tree_stays_sparse() {
         let sparse = format!("--sparse-version={version}");
         let options = ["--sparse", "--format=posix", &sparse];
         tar(&folder, &fixture.path(&name), &options, &["."]);
-        let image = fixture.pull(&name).unwrap();
+        let image = pull(&fixture, &name).unwrap();
         assert_eq!(image.kind(), ImageKind::Tree);
         let file = image.path().join("usr/disk.raw");
         assert!(fs::read(&file).unwrap() == disk(), "{version}");
@@ -165,7 +144,8 @@ fn the_one_disk_of_a_zip_archive() {
     let fixture = Fixture::new();
     let raw = disk();
     let readme: (&str, &[u8]) = ("image/README.txt", b"a disk\n");
-    fixture.zip(
+    zip_of(
+        &fixture,
         "one.zip",
         &[
             readme,
@@ -173,51 +153,48 @@ fn the_one_disk_of_a_zip_archive() {
             ("image/disk.sha256", b"00  disk\n"),
         ],
     );
-    let image = fixture.pull("one.zip").unwrap();
+    let image = pull(&fixture, "one.zip").unwrap();
     assert_eq!(image.kind(), ImageKind::Disk);
     assert!(fs::read(image.path()).unwrap() == raw);
     assert_eq!(image.name().unwrap().as_str(), "one");
     // zip(1) does not know a size beforehand where it reads from a pipe.
-    let (made, packed) = (fixture.path("disk.raw"), fixture.path("disk.qcow2"));
-    fs::write(&made, &raw).unwrap();
-    let status = Command::new("qemu-img")
-        .args(["convert", "-O", "qcow2"])
-        .args([&made, &packed])
-        .status()
-        .expect("qemu-img is needed (package qemu-utils)");
-    assert!(status.success());
+    let packed = qcow2_of(&raw, &[]);
     let path = fixture.path("wide.zip");
     let mut zip = ZipWriter::new(File::create(&path).unwrap());
     zip.start_file("disk.qcow2", deflated().large_file(true))
         .unwrap();
-    zip.write_all(&fs::read(&packed).unwrap()).unwrap();
+    zip.write_all(&packed).unwrap();
     zip.finish().unwrap();
-    let image = fixture.pull("wide.zip").unwrap();
+    let image = pull(&fixture, "wide.zip").unwrap();
     assert!(fs::read(image.path()).unwrap() == raw);
 
     let refused = |name: &str| {
-        let error = fixture.pull(name).unwrap_err();
+        let error = pull(&fixture, name).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Input, "{error}");
         let cause = std::error::Error::source(&error).map(ToString::to_string);
         format!("{error}: {}", cause.unwrap_or_default())
     };
-    fixture.zip("two.zip", &[("a.raw", &raw), readme, ("b.raw", &raw)]);
+    zip_of(
+        &fixture,
+        "two.zip",
+        &[("a.raw", &raw), readme, ("b.raw", &raw)],
+    );
     let text = refused("two.zip");
     assert!(
         text.contains("more than one disk image (\"a.raw\", \"b.raw\")"),
         "{text}"
     );
-    fixture.zip("none.zip", &[readme]);
+    zip_of(&fixture, "none.zip", &[readme]);
     assert!(refused("none.zip").contains("without a disk image"));
-    fixture.zip("vmdk.zip", &[("a.vmdk", b"KDMV"), readme]);
+    zip_of(&fixture, "vmdk.zip", &[("a.vmdk", b"KDMV"), readme]);
     assert!(refused("vmdk.zip").contains("VMware"));
-    assert_eq!(fixture.left(), Vec::<String>::new());
+    assert_eq!(fixture.left("partial"), Vec::<String>::new());
 }
 
 #[test]
 fn a_zip_archive_that_tells_two_stories_is_refused() {
     let fixture = Fixture::new();
-    let path = fixture.zip("story.zip", &[("disk.raw", &disk())]);
+    let path = zip_of(&fixture, "story.zip", &[("disk.raw", &disk())]);
     let whole = fs::read(&path).unwrap();
     let list = whole
         .windows(4)
@@ -236,7 +213,7 @@ fn a_zip_archive_that_tells_two_stories_is_refused() {
         let mut bytes = whole.clone();
         bytes[at] ^= bits;
         fs::write(&path, &bytes).unwrap();
-        let error = fixture.pull("story.zip").unwrap_err();
+        let error = pull(&fixture, "story.zip").unwrap_err();
         let cause = std::error::Error::source(&error).map(ToString::to_string);
         let shown = format!("{error}: {}", cause.unwrap_or_default());
         assert!(shown.contains(text), "{at}: {shown}");
@@ -247,10 +224,10 @@ fn a_zip_archive_that_tells_two_stories_is_refused() {
         bytes[at] ^= 1;
     }
     fs::write(&path, &bytes).unwrap();
-    assert!(fixture.pull("story.zip").is_err());
+    assert!(pull(&fixture, "story.zip").is_err());
     for cut in [10, whole.len() / 2, whole.len() - 5] {
         fs::write(&path, &whole[..cut]).unwrap();
-        assert!(fixture.pull("story.zip").is_err(), "{cut}");
+        assert!(pull(&fixture, "story.zip").is_err(), "{cut}");
     }
-    assert_eq!(fixture.left(), Vec::<String>::new());
+    assert_eq!(fixture.left("partial"), Vec::<String>::new());
 }

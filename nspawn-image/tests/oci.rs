@@ -1,5 +1,7 @@
 //! Container images from a real registry on the loopback, and from servers that do what no real one would.
 
+#[path = "support/fixture.rs"]
+mod fixture;
 #[path = "support/front.rs"]
 mod front;
 #[path = "support/registry.rs"]
@@ -8,14 +10,13 @@ mod registry;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::time::Duration;
 
+use fixture::{Fixture, names};
 use front::{Answer, Front};
 use nspawn_image::oci::OciError;
 use nspawn_image::{
-    Digest, DownloadReason, ErrorKind, Image, ImageError, ImageKind, NoReport, PullOptions,
-    Reporter, Store,
+    Digest, DownloadReason, ErrorKind, Image, ImageError, ImageKind, PullOptions, Reporter, Verify,
 };
 use registry::{Layer, PASSWORD, Registry, USER, image, native, sha256};
 use serde_json::json;
@@ -108,42 +109,16 @@ impl Reporter for Notices {
     }
 }
 
-struct Fixture {
-    dir: tempfile::TempDir,
-    store: Store,
+/// A pull from a registry that answers, and may take its time.
+fn options() -> PullOptions {
+    let mut options = PullOptions::default();
+    options.retries = 0;
+    options.idle_timeout = Duration::from_secs(10);
+    options
 }
 
-impl Fixture {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path().join("store")).unwrap();
-        Self { dir, store }
-    }
-
-    fn options(&self) -> PullOptions {
-        let mut options = PullOptions::default();
-        options.retries = 0;
-        options.idle_timeout = Duration::from_secs(10);
-        options
-    }
-
-    fn pull(&self, reference: &str) -> Result<Image, ImageError> {
-        self.pull_with(reference, &self.options())
-    }
-
-    fn pull_with(&self, reference: &str, options: &PullOptions) -> Result<Image, ImageError> {
-        let reference = reference.parse().unwrap();
-        self.store.pull(&reference, options, &mut NoReport)
-    }
-
-    /// Files under `partial/`, without locks.
-    fn left(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.dir.path().join("store/partial")).unwrap();
-        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let mut names: Vec<String> = names.filter(|name| !name.ends_with(".lock")).collect();
-        names.sort();
-        names
-    }
+fn pull(fixture: &Fixture, reference: &str) -> Result<Image, ImageError> {
+    fixture.pull_with(reference, &options())
 }
 
 fn oci_error(error: ImageError) -> OciError {
@@ -155,15 +130,6 @@ fn oci_error(error: ImageError) -> OciError {
         ImageError::Oci { source, .. } => *source,
         other => panic!("not an error of a container image: {other}"),
     }
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).unwrap();
-    let mut names: Vec<String> = entries
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
 }
 
 #[test]
@@ -218,7 +184,7 @@ fn layers_are_applied_one_over_the_other() {
     let digest = registry.push("team/web", "v1", &layers);
     let fixture = Fixture::new();
     let reference = registry.reference("team/web:v1");
-    let pulled = fixture.pull(&reference).unwrap();
+    let pulled = pull(&fixture, &reference).unwrap();
     assert_eq!(pulled.kind(), ImageKind::Tree);
     assert_eq!(pulled.digest(), Some(digest));
     assert_eq!(pulled.name().unwrap().as_str(), "web-v1");
@@ -268,21 +234,19 @@ fn layers_are_applied_one_over_the_other() {
             & 0o077
     };
     assert_eq!((private("blobs"), private("partial")), (0, 0));
-    assert_eq!(fixture.left(), Vec::<String>::new());
+    assert_eq!(fixture.left("partial"), Vec::<String>::new());
 
     // An unchanged tag is not pulled again, and another image under it is.
-    let mut refresh = fixture.options();
+    let mut refresh = options();
     refresh.refresh = true;
     assert_eq!(
         fixture.pull_with(&reference, &refresh).unwrap().path(),
         tree
     );
-    let by_digest = fixture
-        .pull(&registry.reference(&format!("team/web@{digest}")))
-        .unwrap();
+    let by_digest = pull(&fixture, &registry.reference(&format!("team/web@{digest}"))).unwrap();
     assert_eq!(by_digest.path(), tree);
     let newer = registry.push("team/web", "v1", &[base()]);
-    assert_eq!(fixture.pull(&reference).unwrap().digest(), Some(digest));
+    assert_eq!(pull(&fixture, &reference).unwrap().digest(), Some(digest));
     assert_eq!(
         fixture.pull_with(&reference, &refresh).unwrap().digest(),
         Some(newer)
@@ -290,11 +254,11 @@ fn layers_are_applied_one_over_the_other() {
     assert!(tree.exists(), "an image in use is never touched");
     drop(registry);
     assert_eq!(
-        fixture.pull(&reference).unwrap().digest(),
+        pull(&fixture, &reference).unwrap().digest(),
         Some(newer),
         "no network is needed"
     );
-    let mut offline = fixture.options();
+    let mut offline = options();
     offline.offline = true;
     let other = reference.replace(":v1", ":v2");
     let error = fixture.pull_with(&other, &offline).unwrap_err();
@@ -314,7 +278,7 @@ fn a_password_is_sent_where_it_is_wanted() {
     registry.push("n", "latest", &[base()]);
     let fixture = Fixture::new();
     let reference = registry.reference("n");
-    let error = fixture.pull(&reference).unwrap_err();
+    let error = pull(&fixture, &reference).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Network);
     assert!(error.hint().unwrap().contains("podman login"));
     assert!(matches!(
@@ -333,7 +297,7 @@ fn a_password_is_sent_where_it_is_wanted() {
     };
     let auth = |password: &str| json!({"auths": {format!("127.0.0.1:{}", registry.port): {"username": USER, "password": password}}});
     let helper = file("helper.json", json!({"credsStore": "desktop"}).to_string());
-    let mut options = fixture.options();
+    let mut options = options();
     options.registry_auth = vec![fixture.dir.path().join("none.json"), helper.clone()];
     let error = fixture.pull_with(&reference, &options).unwrap_err();
     assert!(
@@ -391,15 +355,13 @@ fn the_image_for_this_machine_is_chosen() {
     let both = registry.push_manifest("n", "both", &index(&manifests));
     registry.push_manifest("n", "other", &index(&manifests[..1]));
     let fixture = Fixture::new();
-    let pulled = fixture.pull(&registry.reference("n:both")).unwrap();
+    let pulled = pull(&fixture, &registry.reference("n:both")).unwrap();
     assert_eq!(pulled.digest(), Some(wanted));
     assert!(pulled.path().join("here").exists());
-    let pinned = fixture
-        .pull(&registry.reference(&format!("n@{both}")))
-        .unwrap();
+    let pinned = pull(&fixture, &registry.reference(&format!("n@{both}"))).unwrap();
     assert_eq!(pinned.path(), pulled.path());
 
-    let error = oci_error(fixture.pull(&registry.reference("n:other")).unwrap_err());
+    let error = oci_error(pull(&fixture, &registry.reference("n:other")).unwrap_err());
     let text = error.to_string();
     assert!(
         text.contains("only for linux/s390x") && text.contains(native()),
@@ -408,10 +370,10 @@ fn the_image_for_this_machine_is_chosen() {
     // A single image says so in its configuration.
     let single = registry.push_parts("n", "s390x", &[base()]);
     registry.push_manifest("n", "single", &single);
-    let error = oci_error(fixture.pull(&registry.reference("n:single")).unwrap_err());
+    let error = oci_error(pull(&fixture, &registry.reference("n:single")).unwrap_err());
     assert!(matches!(error, OciError::Platform { .. }), "{error}");
 
-    let mut options = fixture.options();
+    let mut options = options();
     options.checksum = Some(wanted);
     fixture
         .pull_with(&registry.reference("n:both"), &options)
@@ -421,9 +383,9 @@ fn the_image_for_this_machine_is_chosen() {
         .pull_with(&registry.reference("n:both"), &options)
         .unwrap_err();
     assert!(matches!(error, ImageError::Mismatch { .. }), "{error}");
-    let missing = oci_error(fixture.pull(&registry.reference("n:none")).unwrap_err());
+    let missing = oci_error(pull(&fixture, &registry.reference("n:none")).unwrap_err());
     assert!(matches!(missing, OciError::NotFound { .. }), "{missing}");
-    assert_eq!(fixture.left(), Vec::<String>::new());
+    assert_eq!(fixture.left("partial"), Vec::<String>::new());
 }
 
 #[test]
@@ -438,14 +400,14 @@ fn no_bytes_but_those_named_are_unpacked() {
     let mut bytes = fs::read(&file).unwrap();
     bytes[20] ^= 1;
     fs::write(&file, &bytes).unwrap();
-    let error = oci_error(fixture.pull(&registry.reference("n:damaged")).unwrap_err());
+    let error = oci_error(pull(&fixture, &registry.reference("n:damaged")).unwrap_err());
     assert!(
         matches!(&error, OciError::Digest { what, expected, .. } if what == "layer 2" && **expected == digest),
         "{error}"
     );
     bytes.push(0);
     fs::write(&file, &bytes).unwrap();
-    let error = oci_error(fixture.pull(&registry.reference("n:damaged")).unwrap_err());
+    let error = oci_error(pull(&fixture, &registry.reference("n:damaged")).unwrap_err());
     assert!(
         matches!(&error, OciError::Size { what, .. } if what == "layer 2"),
         "{error}"
@@ -454,7 +416,7 @@ fn no_bytes_but_those_named_are_unpacked() {
     let mut lying = layer(ZSTD, &[File("lying", b"x")]);
     lying.diff_id = sha256(b"something else");
     registry.push("n", "lying", &[base(), lying]);
-    let error = oci_error(fixture.pull(&registry.reference("n:lying")).unwrap_err());
+    let error = oci_error(pull(&fixture, &registry.reference("n:lying")).unwrap_err());
     assert!(
         matches!(&error, OciError::Digest { what, .. } if what == "content of layer 2"),
         "{error}"
@@ -462,12 +424,12 @@ fn no_bytes_but_those_named_are_unpacked() {
 
     let evil = layer(GZIP, &[File("usr/.wh...", b"")]);
     registry.push("n", "evil", &[base(), evil]);
-    let error = fixture.pull(&registry.reference("n:evil")).unwrap_err();
+    let error = pull(&fixture, &registry.reference("n:evil")).unwrap_err();
     assert!(error.to_string().contains("layer 2 of 2"), "{error}");
     assert!(matches!(error, ImageError::Unpack { .. }), "{error}");
 
     registry.push("n", "no-os", &[layer(TAR, &[File("a", b"x")])]);
-    let error = fixture.pull(&registry.reference("n:no-os")).unwrap_err();
+    let error = pull(&fixture, &registry.reference("n:no-os")).unwrap_err();
     assert!(
         matches!(error, ImageError::NoTree { missing: "usr", .. }),
         "{error}"
@@ -490,7 +452,7 @@ fn an_image_without_systemd_is_one_with_a_notice() {
     let reference = registry.reference("n").parse().unwrap();
     fixture
         .store
-        .pull(&reference, &fixture.options(), &mut notices)
+        .pull(&reference, &options(), &mut notices)
         .unwrap();
     assert!(
         notices.0.iter().any(|text| text.contains("no systemd")),
@@ -554,7 +516,7 @@ fn a_token_goes_to_the_registry_alone() {
     );
     let reference = format!("oci:127.0.0.1:{}/n", front.port);
     let fixture = Fixture::new();
-    fixture.pull(&reference).unwrap();
+    pull(&fixture, &reference).unwrap();
     let asked = tokens.seen();
     assert_eq!(asked.len(), 1, "{asked:?}");
     assert_eq!(
@@ -580,7 +542,7 @@ fn a_token_goes_to_the_registry_alone() {
         let path = fixture.dir.path().join("auth.json");
         let file = json!({"auths": {format!("127.0.0.1:{}", front.port): entry}});
         fs::write(&path, file.to_string()).unwrap();
-        let mut options = fixture.options();
+        let mut options = options();
         options.registry_auth = vec![path];
         options.refresh = true;
         fixture.pull_with(&reference, &options).unwrap();
@@ -635,15 +597,18 @@ fn a_broken_layer_goes_on_where_it_stopped() {
     blobs.set(&path, cut);
     let reference = format!("oci:127.0.0.1:{}/n", front.port);
     let fixture = Fixture::new();
-    let error = fixture.pull(&reference).unwrap_err();
+    let error = pull(&fixture, &reference).unwrap_err();
     assert!(matches!(error, ImageError::Download(_)), "{error}");
     assert!(
-        fixture.left().iter().any(|name| name.ends_with("-1.data")),
+        fixture
+            .left("partial")
+            .iter()
+            .any(|name| name.ends_with("-1.data")),
         "{:?}",
-        fixture.left()
+        fixture.left("partial")
     );
     blobs.seen();
-    let image = fixture.pull(&reference).unwrap();
+    let image = pull(&fixture, &reference).unwrap();
     assert_eq!(image.digest(), Some(digest));
     assert!(fs::read(image.path().join("big")).unwrap() == noise);
     let asked = blobs.seen();
@@ -653,7 +618,7 @@ fn a_broken_layer_goes_on_where_it_stopped() {
         .unwrap();
     let from = range.header("range").unwrap();
     assert!(from.starts_with("bytes=") && from != "bytes=0-", "{from}");
-    assert_eq!(fixture.left(), Vec::<String>::new());
+    assert_eq!(fixture.left("partial"), Vec::<String>::new());
 }
 
 #[test]
@@ -706,7 +671,7 @@ fn what_is_known_and_not_offered_is_named() {
     for (manifest, text) in table {
         fake(&front, &blobs, &[base()], None);
         front.set("/v2/n/manifests/latest", Answer::ok(manifest.to_string()));
-        let error = oci_error(fixture.pull(&reference).unwrap_err());
+        let error = oci_error(pull(&fixture, &reference).unwrap_err());
         assert!(error.to_string().contains(text), "{error}");
     }
     front.set(
@@ -716,9 +681,66 @@ fn what_is_known_and_not_offered_is_named() {
             ..Answer::default()
         },
     );
-    let error = fixture.pull(&reference).unwrap_err();
+    let error = pull(&fixture, &reference).unwrap_err();
     assert!(error.hint().unwrap().contains("no more pulls"));
     front.set("/v2/n/manifests/latest", Answer::ok(vec![b' '; 5 << 20]));
-    let error = fixture.pull(&reference).unwrap_err();
+    let error = pull(&fixture, &reference).unwrap_err();
     assert!(matches!(error, ImageError::Download(_)), "{error}");
+}
+
+#[test]
+fn a_container_image_is_verified_by_its_digest_or_not_at_all() {
+    let registry = Registry::open();
+    let digest = registry.push("os", "1", &[base()]);
+    let fixture = Fixture::new();
+    let tag = registry.reference("os:1");
+    let by_digest = registry.reference(&format!("os@{digest}"));
+    let with = |change: fn(&mut PullOptions)| {
+        let mut options = options();
+        change(&mut options);
+        options
+    };
+    let checksum = with(|options| options.verify = Verify::Checksum);
+    let refused = [
+        (
+            &tag,
+            with(|o| o.verify = Verify::Signature),
+            "a signature of a container image",
+        ),
+        (
+            &by_digest,
+            with(|o| o.verify = Verify::Signature),
+            "a signature of a container image",
+        ),
+        (
+            &tag,
+            with(|o| o.checksum_file = Some("/SHA256SUMS".parse().unwrap())),
+            "a checksum file of a container image",
+        ),
+        (&tag, checksum.clone(), "its tag says nothing"),
+    ];
+    let refuse = |(reference, options, text): &(&String, PullOptions, &str)| {
+        let error = fixture.pull_with(reference, options).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Input);
+        let hint = error.hint().unwrap();
+        assert!(hint.contains("oci:NAME@sha256:HEX"), "{hint}");
+        let ImageError::Verify { what, source } = error else {
+            panic!("not an error of verification: {error:?}");
+        };
+        assert_eq!(what, **reference);
+        assert!(source.to_string().contains(text), "{source}");
+    };
+    refused.iter().for_each(refuse);
+    assert_eq!(fixture.left("refs"), Vec::<String>::new());
+    // What is in the store already is not passed off as more than it is.
+    drop(pull(&fixture, &tag).unwrap());
+    refused.iter().for_each(refuse);
+    assert_eq!(fixture.store.list().unwrap()[0].verified, "none");
+    let mut given = checksum.clone();
+    given.checksum = Some(digest);
+    fixture.pull_with(&tag, &given).unwrap();
+    let image = fixture.pull_with(&by_digest, &checksum).unwrap();
+    let all = fixture.store.list().unwrap();
+    let stored = all.iter().find(|it| Some(&it.name) == image.name());
+    assert_eq!(stored.unwrap().verified, "checksum given");
 }

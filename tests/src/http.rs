@@ -11,7 +11,7 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -39,6 +39,8 @@ pub struct Resource {
     stall_after: Option<u64>,
     bytes_per_second: Option<u64>,
     failures: Option<(u32, u16)>,
+    connections: Option<(usize, Arc<AtomicUsize>)>,
+    in_all: Option<(u64, Arc<Mutex<Instant>>)>,
 }
 
 #[derive(Clone, Debug)]
@@ -77,6 +79,18 @@ impl Resource {
             location: Some(location.into()),
             ..Self::default()
         }
+    }
+
+    /// Answers with status 503 while so many connections get it already.
+    pub fn connections(mut self, most: usize) -> Self {
+        self.connections = Some((most, Arc::default()));
+        self
+    }
+
+    /// Sends at most so many bytes per second over all connections together.
+    pub fn bytes_per_second_in_all(mut self, bytes: u64) -> Self {
+        self.in_all = Some((bytes, Arc::new(Mutex::new(Instant::now()))));
+        self
     }
 
     /// Nothing but this status: 404, 500, 503.
@@ -323,7 +337,11 @@ impl Shared {
         };
         lock(&self.requests).push(request.clone());
         self.arrived.notify_all();
-        let resource = self.take_turn(&request);
+        let mut resource = self.take_turn(&request);
+        let turn = Turn::take(&resource);
+        if turn.is_none() {
+            resource = Resource::error(503);
+        }
         let answer = Answer::to(&request, &resource)?;
         let mut stream = stream;
         stream.write_all(answer.head().as_bytes())?;
@@ -382,6 +400,17 @@ impl Shared {
                     return Ok(());
                 }
             }
+            if let Some((rate, free)) = &resource.in_all {
+                let due = {
+                    let mut free = lock(free);
+                    *free = (*free).max(Instant::now());
+                    *free += Duration::from_secs_f64(count as f64 / *rate as f64);
+                    *free
+                };
+                if !self.pause(due.saturating_duration_since(Instant::now())) {
+                    return Ok(());
+                }
+            }
         }
         let stalls = resource
             .stall_after
@@ -390,6 +419,27 @@ impl Shared {
             self.pause(Duration::from_secs(3600));
         }
         Ok(())
+    }
+}
+
+/// One of the connections that a resource serves at once.
+struct Turn(Option<Arc<AtomicUsize>>);
+
+impl Turn {
+    fn take(resource: &Resource) -> Option<Self> {
+        let Some((most, count)) = &resource.connections else {
+            return Some(Self(None));
+        };
+        let turn = Self(Some(Arc::clone(count)));
+        (count.fetch_add(1, Ordering::SeqCst) < *most).then_some(turn)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(count) = &self.0 {
+            count.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 }
 

@@ -5,7 +5,11 @@ use std::fs::File;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
+
+use crate::usage::Usage;
 
 /// Source: linux/loop.h.
 const LOOP_CTL_ADD: libc::Ioctl = 0x4C80;
@@ -105,4 +109,31 @@ pub(crate) fn stop_listening(listener: &TcpListener) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Waits for a child of ours to end, and reaps it.
+pub(crate) fn wait_with_usage(pid: i32) -> io::Result<(ExitStatus, Usage)> {
+    let mut status = 0;
+    // SAFETY: rusage is a struct of integers, for which all zeros are a value.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    loop {
+        // JUSTIFICATION: std does not tell what a child took.
+        // SAFETY: both pointers are to live values of the types that wait4(2) writes.
+        if unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) } == pid {
+            break;
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    let time = |time: libc::timeval| {
+        Duration::from_secs(time.tv_sec.unsigned_abs())
+            + Duration::from_micros(time.tv_usec.unsigned_abs())
+    };
+    let usage = Usage {
+        cpu: time(usage.ru_utime) + time(usage.ru_stime),
+        memory: usage.ru_maxrss.unsigned_abs() * 1024, // Linux counts KiB: getrusage(2)
+    };
+    Ok((ExitStatus::from_raw(status), usage))
 }

@@ -130,8 +130,14 @@ const TEST: &[Program] = &[
     ),
     Program::new(&["zstd"], ["zstd", "zstd", "zstd", "zstd"]),
     Program::new(&["gpg"], ["gnupg", "gnupg2", "gnupg", "gpg2"]),
+    Program::new(&["openssl"], ["openssl", "openssl", "openssl", "openssl"]),
     // One of the crates that qcow2 images are compared with builds a zlib of its own.
     Program::new(&["cmake"], ["cmake", "cmake", "cmake", "cmake"]),
+    // Which blocks of a file are shared with others.
+    Program::new(
+        &["filefrag"],
+        ["e2fsprogs", "e2fsprogs", "e2fsprogs", "e2fsprogs"],
+    ),
     // libFuzzer is C++.
     Program::new(
         &["c++", "g++", "clang++"],

@@ -105,6 +105,19 @@ impl DownloadError {
         )
     }
 
+    /// Whether the same request may have an answer soon.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(
+            self.reason,
+            DownloadReason::Refused(_)
+                | DownloadReason::Connect { .. }
+                | DownloadReason::ConnectTimeout(_)
+                | DownloadReason::Stalled(_)
+                | DownloadReason::Broken(_)
+                | DownloadReason::Server(_)
+        )
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         let hint = match &self.reason {

@@ -6,14 +6,16 @@
 
 mod arriving;
 mod error;
+mod segments;
 mod small;
+mod tls;
 mod transfer;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(crate) use arriving::Arriving;
 pub use error::{DownloadError, DownloadReason};
@@ -33,6 +35,9 @@ use crate::verify::Unverified;
 
 /// How often a cancel is seen while nothing arrives.
 const TICK: Duration = Duration::from_millis(100);
+/// The pause before a broken download is taken up again; each further one is twice as long, up to the longest.
+const PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// What a server tells a version of a file by.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +53,17 @@ impl Validators {
             .as_deref()
             .filter(|etag| !etag.starts_with("W/"))
             .or(self.last_modified.as_deref())
+    }
+
+    /// Whether `others` are of another version, as far as both tell. A date counts where one of them has no ETag.
+    fn contradict(&self, others: &Self) -> bool {
+        match (&self.etag, &others.etag) {
+            (Some(own), Some(other)) => own != other,
+            _ => matches!(
+                (&self.last_modified, &others.last_modified),
+                (Some(own), Some(other)) if own != other
+            ),
+        }
     }
 }
 
@@ -113,10 +129,15 @@ pub(crate) fn download(
     reporter: &mut dyn Reporter,
 ) -> Result<Outcome, ImageError> {
     let request = (url, headers, known);
-    download_followed(request, partial, options, &mut Nobody, reporter)
+    let result = download_followed(request, partial, options, &mut Nobody, reporter);
+    if matches!(result, Err(ImageError::NoSpace { .. })) {
+        partial.clear();
+    }
+    result
 }
 
-/// The same, with somebody who reads the file while it comes. A request is a URL, headers, and the version known.
+/// The same, with somebody who reads the file while it comes. A request is a URL, headers, and the version known. Where
+/// the disk is full, what has come stays.
 pub(crate) fn download_followed(
     (url, headers, known): (&ImageUrl, &HeaderMap, Option<&Validators>),
     partial: &PartialPaths,
@@ -124,12 +145,7 @@ pub(crate) fn download_followed(
     follower: &mut dyn Follower,
     reporter: &mut dyn Reporter,
 ) -> Result<Outcome, ImageError> {
-    let result = Download::open(url, headers, partial, options, follower, reporter)
-        .and_then(|mut run| run.run(known));
-    if matches!(result, Err(ImageError::NoSpace { .. })) {
-        partial.clear();
-    }
-    result
+    Download::open(url, headers, partial, options, follower, reporter)?.run(known)
 }
 
 struct Download<'a> {
@@ -145,6 +161,8 @@ struct Download<'a> {
     /// Bytes in `file`, all of them hashed.
     done: u64,
     validators: Validators,
+    /// Connections that the next attempt may use.
+    connections: usize,
 }
 
 /// Why one attempt ended.
@@ -189,7 +207,10 @@ impl<'a> Download<'a> {
                 .at("read", data)?;
             options.cancel.check()?;
         }
-        file.set_len(done).at("write", data)?;
+        // Cut to nothing, a new file would be written to the disk when it is closed (ext4's auto_da_alloc), for nothing.
+        if file.metadata().at("read", data)?.len() != done {
+            file.set_len(done).at("write", data)?;
+        }
         Ok(Self {
             url,
             headers,
@@ -202,6 +223,7 @@ impl<'a> Download<'a> {
             hasher,
             done,
             validators,
+            connections: options.connections,
         })
     }
 
@@ -238,6 +260,8 @@ impl<'a> Download<'a> {
                 }
                 Ended::Broken(error) => {
                     retries += 1;
+                    // What failed may have been the server's patience with several.
+                    self.connections = 1;
                     if retries > self.options.retries || self.validators.strong().is_none() {
                         return Err(error.into());
                     }
@@ -245,6 +269,8 @@ impl<'a> Download<'a> {
                         "{}: trying again from byte {}",
                         error.reason, self.done
                     ));
+                    let pause = PAUSE * 2_u32.saturating_pow(retries - 1);
+                    self.pause(pause.min(LONGEST_PAUSE))?;
                 }
             }
         }
@@ -262,6 +288,16 @@ impl<'a> Download<'a> {
         })
     }
 
+    /// Waits, as a server that starts anew takes its time.
+    fn pause(&self, time: Duration) -> Result<(), ImageError> {
+        let start = Instant::now();
+        while let Some(left) = time.checked_sub(start.elapsed()) {
+            self.options.cancel.check()?;
+            std::thread::sleep(left.min(TICK));
+        }
+        Ok(())
+    }
+
     fn fail(&self, reason: DownloadReason) -> DownloadError {
         DownloadError {
             url: self.url.clone(),
@@ -274,14 +310,12 @@ impl<'a> Download<'a> {
         if self.done == 0 {
             return false;
         }
-        let other_name = self.validators.etag.is_some()
-            && head.validators.etag.is_some()
-            && self.validators.etag != head.validators.etag;
         let length = self
             .arriving
             .as_ref()
             .and_then(|arriving| arriving.size().ok());
-        other_name || matches!((length, head.total), (Some(old), Some(new)) if old != new)
+        self.validators.contradict(&head.validators)
+            || matches!((length, head.total), (Some(old), Some(new)) if old != new)
     }
 
     fn attempt(&mut self, known: Option<&Validators>) -> Result<Ended, ImageError> {
@@ -293,6 +327,7 @@ impl<'a> Download<'a> {
                 .filter(|_| self.done > 0)
                 .map(str::to_owned),
             unless: known.filter(|_| self.done == 0).cloned(),
+            connections: self.connections,
             ..Request::plain(self.url, self.headers, self.options)
         };
         let events =
@@ -317,6 +352,15 @@ impl<'a> Download<'a> {
             // An earlier call had it all and was ended before it was used.
             Event::RangeRefused(Some(total)) if total == self.done => return Ok(Ended::Complete),
             Event::RangeRefused(_) => return Ok(Ended::Restart),
+            // The version asked for is not there any more.
+            Event::Failed(error)
+                if self.done > 0 && matches!(error.reason, DownloadReason::Status(412)) =>
+            {
+                return Ok(Ended::Restart);
+            }
+            Event::Failed(error) if self.done > 0 && error.may_pass() => {
+                return Ok(Ended::Broken(error));
+            }
             Event::Failed(error) => return Err(error.into()),
             _ => {
                 return Err(self
@@ -425,4 +469,36 @@ pub(crate) fn sync_folder(path: &Path) -> Result<(), ImageError> {
     File::open(path)
         .and_then(|folder| folder.sync_all())
         .at("sync", path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_differ_where_both_tell() {
+        let version = |etag: &str, date: &str| {
+            let told = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+            Validators {
+                etag: told(etag),
+                last_modified: told(date),
+            }
+        };
+        for (one, other, differ) in [
+            (("a", ""), ("a", ""), false),
+            (("a", ""), ("b", ""), true),
+            (("W/a", ""), ("W/b", ""), true),
+            // The servers behind one name may differ in what they know of the date.
+            (("a", "1"), ("a", "2"), false),
+            (("a", "1"), ("", "2"), true),
+            (("", "1"), ("", "2"), true),
+            (("", "1"), ("a", "1"), false),
+            (("a", ""), ("", "2"), false),
+            (("", ""), ("a", "1"), false),
+        ] {
+            let (one, other) = (version(one.0, one.1), version(other.0, other.1));
+            assert_eq!(one.contradict(&other), differ, "{one:?} {other:?}");
+            assert_eq!(other.contradict(&one), differ, "{one:?} {other:?}");
+        }
+    }
 }

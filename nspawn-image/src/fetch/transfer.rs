@@ -4,21 +4,22 @@ use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::header::{
-    ACCEPT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, IF_MODIFIED_SINCE,
-    IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE,
+    ACCEPT_ENCODING, ACCEPT_RANGES, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName,
+    IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE,
 };
 use reqwest::redirect::Policy;
 use reqwest::{Client, Proxy, RequestBuilder, Response};
 
 use super::Validators;
 use super::error::{DownloadError, DownloadReason};
+use super::segments::{self, Whole};
 use super::small::Answer;
+use super::tls;
 use crate::limits::Cancel;
 use crate::options::PullOptions;
 use crate::reference::ImageUrl;
@@ -26,16 +27,19 @@ use crate::reference::ImageUrl;
 /// Redirects followed. Source: what curl's users and browsers settled on lies between 10 and 50; mirrors use two.
 const REDIRECTS: usize = 10;
 /// Chunks that wait between the network and the disk; each is at most some hundred KiB.
-const QUEUE: usize = 32;
+const QUEUE: usize = 8;
 /// How often the thread looks whether anybody still waits for it.
 const TICK: Duration = Duration::from_millis(200);
 const USER_AGENT: &str = concat!("nspawn-image/", env!("CARGO_PKG_VERSION"));
 
 /// What to ask for.
+#[derive(Clone)]
 pub(super) struct Request {
     pub(super) url: ImageUrl,
     /// The first byte wanted.
     pub(super) from: u64,
+    /// The last one wanted; `None` for all. Only with `if_range`.
+    pub(super) to: Option<u64>,
     pub(super) if_range: Option<String>,
     /// Send nothing if the server still has this.
     pub(super) unless: Option<Validators>,
@@ -45,6 +49,8 @@ pub(super) struct Request {
     pub(super) cancel: Cancel,
     /// Sent with the request, such as `Accept` and `Authorization`. A redirect to another host gets no credentials.
     pub(super) headers: HeaderMap,
+    /// Connections that a long transfer may use at once.
+    pub(super) connections: usize,
     /// A form to post; such a request is not redirected, as its body may be a secret.
     pub(super) form: Option<String>,
 }
@@ -95,6 +101,7 @@ impl Request {
         Self {
             url: url.clone(),
             from: 0,
+            to: None,
             if_range: None,
             unless: None,
             connect_timeout: options.connect_timeout,
@@ -102,6 +109,7 @@ impl Request {
             proxy: options.proxy.clone(),
             cancel: options.cancel.clone(),
             headers: headers.clone(),
+            connections: options.connections,
             form: None,
         }
     }
@@ -149,8 +157,9 @@ impl Request {
             }
         }
         if let Some(validator) = &self.if_range {
+            let last = self.to.map(|to| to.to_string()).unwrap_or_default();
             builder = builder
-                .header(RANGE, format!("bytes={}-", self.from))
+                .header(RANGE, format!("bytes={}-{}", self.from, last))
                 .header(IF_RANGE, validator);
         }
         builder
@@ -158,8 +167,10 @@ impl Request {
 }
 
 /// Sends the request and waits for the head of the answer; `None` when the call was cancelled.
-async fn send(request: &Request) -> Result<Option<Response>, DownloadError> {
-    let client = client(request).map_err(|reason| request.fail(reason))?;
+pub(super) async fn send(
+    client: &Client,
+    request: &Request,
+) -> Result<Option<Response>, DownloadError> {
     let url = request.url.secret().clone();
     let builder = match &request.form {
         None => client.get(url),
@@ -181,7 +192,8 @@ async fn send(request: &Request) -> Result<Option<Response>, DownloadError> {
 
 /// The whole answer to a request, whatever its status, with at most `limit` bytes of body.
 pub(super) async fn whole(request: &Request, limit: u64) -> Result<Option<Answer>, DownloadError> {
-    let Some(mut response) = send(request).await? else {
+    let client = client(request).map_err(|reason| request.fail(reason))?;
+    let Some(mut response) = send(&client, request).await? else {
         return Ok(None);
     };
     let url = ImageUrl::from_url(response.url().clone());
@@ -191,23 +203,16 @@ pub(super) async fn whole(request: &Request, limit: u64) -> Result<Option<Answer
     };
     let mut body = Vec::new();
     loop {
-        match request
-            .patiently(request.idle_timeout, response.chunk())
-            .await
-        {
+        match next_chunk(request, &mut response).await {
             None => return Ok(None),
-            Some(Err(())) => {
-                let seconds = request.idle_timeout.as_secs();
-                return Err(fail(DownloadReason::Stalled(seconds)));
-            }
-            Some(Ok(Err(error))) => return Err(fail(DownloadReason::Broken(innermost(&error)))),
-            Some(Ok(Ok(Some(bytes)))) => {
+            Some(Err(reason)) => return Err(fail(reason)),
+            Some(Ok(None)) => break,
+            Some(Ok(Some(bytes))) => {
                 if (body.len() + bytes.len()) as u64 > limit {
                     return Err(fail(DownloadReason::TooLarge { limit }));
                 }
                 body.extend_from_slice(&bytes);
             }
-            Some(Ok(Ok(None))) => break,
         }
     }
     Ok(Some(Answer {
@@ -217,8 +222,22 @@ pub(super) async fn whole(request: &Request, limit: u64) -> Result<Option<Answer
     }))
 }
 
+/// The next bytes of a body, `Ok(None)` at its end; `None` when the call was cancelled.
+pub(super) async fn next_chunk(
+    request: &Request,
+    response: &mut Response,
+) -> Option<Result<Option<Bytes>, DownloadReason>> {
+    let limit = request.idle_timeout;
+    Some(match request.patiently(limit, response.chunk()).await? {
+        Err(()) => Err(DownloadReason::Stalled(limit.as_secs())),
+        Ok(Err(error)) => Err(DownloadReason::Broken(innermost(&error))),
+        Ok(Ok(chunk)) => Ok(chunk),
+    })
+}
+
 async fn transfer(request: &Request, sender: &SyncSender<Event>) -> Result<(), DownloadError> {
-    let Some(mut response) = send(request).await? else {
+    let client = client(request).map_err(|reason| request.fail(reason))?;
+    let Some(mut response) = send(&client, request).await? else {
         return Ok(());
     };
     let url = ImageUrl::from_url(response.url().clone());
@@ -226,42 +245,60 @@ async fn transfer(request: &Request, sender: &SyncSender<Event>) -> Result<(), D
         url: url.clone(),
         reason,
     };
-    match head(request, &response) {
-        Err(reason) => return Err(fail(reason)),
-        Ok(event) => {
-            let ends = !matches!(event, Event::Head(_));
-            if sender.send(event).is_err() || ends {
-                return Ok(());
-            }
-        }
+    let event = head(request, &response).map_err(fail)?;
+    let Event::Head(head) = &event else {
+        let _ = sender.send(event); // the receiver may be gone
+        return Ok(());
+    };
+    let start = Instant::now();
+    let mut at = head.start;
+    let whole = divisible(request, &response, head);
+    if sender.send(event).is_err() {
+        return Ok(());
     }
     loop {
-        match request
-            .patiently(request.idle_timeout, response.chunk())
-            .await
-        {
+        match next_chunk(request, &mut response).await {
             None => return Ok(()),
-            Some(Err(())) => {
-                return Err(fail(DownloadReason::Stalled(
-                    request.idle_timeout.as_secs(),
-                )));
-            }
-            Some(Ok(Err(error))) => return Err(fail(DownloadReason::Broken(innermost(&error)))),
-            Some(Ok(Ok(Some(bytes)))) => {
+            Some(Err(reason)) => return Err(fail(reason)),
+            Some(Ok(Some(bytes))) => {
+                at += bytes.len() as u64;
                 if sender.send(Event::Chunk(bytes)).is_err() {
                     return Ok(());
                 }
             }
-            Some(Ok(Ok(None))) => {
-                let _ = sender.send(Event::End);
+            Some(Ok(None)) => {
+                let _ = sender.send(Event::End); // the receiver may have all it wants
                 return Ok(());
             }
+        }
+        if let Some((total, validators)) = &whole
+            && total.saturating_sub(at) >= segments::LEAST
+            && start.elapsed() >= segments::AFTER
+        {
+            drop(response);
+            let whole = Whole {
+                client: &client,
+                request,
+                total: *total,
+                validators,
+            };
+            return whole.rest(at, sender).await;
         }
     }
 }
 
+/// Length and validators of a file that may be asked for in segments.
+fn divisible(request: &Request, response: &Response, head: &Head) -> Option<(u64, Validators)> {
+    let ranges = response.status() == 206
+        || text(response.headers(), ACCEPT_RANGES).is_some_and(|unit| unit.trim() == "bytes");
+    let strong = head.validators.strong().is_some();
+    (ranges && strong && request.connections > 1)
+        .then(|| Some((head.total?, head.validators.clone())))
+        .flatten()
+}
+
 /// What the head of an answer means.
-fn head(request: &Request, response: &Response) -> Result<Event, DownloadReason> {
+pub(super) fn head(request: &Request, response: &Response) -> Result<Event, DownloadReason> {
     let status = response.status().as_u16();
     let headers = response.headers();
     let validators = Validators {
@@ -342,7 +379,7 @@ fn client(request: &Request) -> Result<Client, DownloadReason> {
         .user_agent(USER_AGENT)
         .redirect(policy)
         .connect_timeout(request.connect_timeout)
-        .tls_backend_preconfigured(tls().map_err(|error| setup(&error))?)
+        .tls_backend_preconfigured(tls::config().map_err(|error| setup(&error))?)
         .no_proxy();
     if let Some(proxy) = &request.proxy {
         // The text of a proxy may hold a password: the error must not show it.
@@ -351,19 +388,6 @@ fn client(request: &Request) -> Result<Client, DownloadReason> {
         builder = builder.proxy(proxy);
     }
     builder.build().map_err(|error| setup(&error))
-}
-
-/// The host's certificates; where it has none, as in a small container, the bundled ones.
-fn tls() -> Result<rustls::ClientConfig, rustls::Error> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if roots.is_empty() {
-        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
 #[derive(Debug, thiserror::Error)]

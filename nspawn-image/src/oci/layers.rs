@@ -5,10 +5,8 @@ use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
-use super::relay::{Relay, relay};
 use super::{Descriptor, ImageConfig, Manifest, OciError, Registry};
 use crate::digest::{Digest, Hasher};
 use crate::error::{ImageError, PathContext};
@@ -17,6 +15,7 @@ use crate::format::Codec;
 use crate::image::ImageKind;
 use crate::limits::Cancel;
 use crate::options::PullOptions;
+use crate::report::relay::{self, Remote};
 use crate::report::{Reporter, Step, StepKind};
 use crate::source::ReadAt;
 use crate::unpack::{self, Imported, Stream, Tree, UnpackError, Whiteouts};
@@ -101,10 +100,10 @@ impl Layers<'_> {
         let results: Mutex<Vec<Option<Result<Ready, ImageError>>>> =
             Mutex::new((0..count).map(|_| None).collect());
         let cancel = Cancel::default();
-        let (relay, mut hearer) = relay();
+        let (remote, mut relay) = relay::pair();
         std::thread::scope(|scope| {
             for _ in 0..AT_ONCE.min(count) {
-                let relay = relay.of(String::new());
+                let remote = remote.clone();
                 let (next, results, cancel) = (&next, &results, &cancel);
                 let work = move || {
                     loop {
@@ -112,8 +111,8 @@ impl Layers<'_> {
                         if index >= count || cancel.is_cancelled() {
                             break;
                         }
-                        let relay = relay.of(self.name(index));
-                        let result = self.layer(index, config, cancel, relay);
+                        let remote = remote.named(self.name(index));
+                        let result = self.layer(index, config, cancel, remote);
                         if result.is_err() {
                             cancel.cancel();
                         }
@@ -126,17 +125,13 @@ impl Layers<'_> {
                     .spawn_scoped(scope, work);
                 started.at("start a thread for", Path::new(self.what))?;
             }
-            drop(relay);
-            loop {
-                match hearer.reports.recv_timeout(TICK) {
-                    Ok(report) => hearer.tell(report, reporter),
-                    Err(RecvTimeoutError::Timeout) => {}
-                    Err(RecvTimeoutError::Disconnected) => return Ok::<_, ImageError>(()),
-                }
+            drop(remote);
+            while relay.wait(TICK, reporter) {
                 if self.options.cancel.is_cancelled() {
                     cancel.cancel();
                 }
             }
+            Ok::<_, ImageError>(())
         })?;
         self.options.cancel.check()?;
         let results = results
@@ -166,7 +161,7 @@ impl Layers<'_> {
         index: usize,
         config: &ImageConfig,
         cancel: &Cancel,
-        mut relay: Relay,
+        mut remote: Remote,
     ) -> Result<Ready, ImageError> {
         let partial = (self.paths)(index);
         let (layer, _) = &self.manifest.layers[index];
@@ -174,12 +169,14 @@ impl Layers<'_> {
         options.cancel = cancel.clone();
         options.checksum = Some(layer.digest);
         options.limits.download = layer.size;
+        // Several layers are on their way already.
+        options.connections = 1;
         let what = format!("layer {}", index + 1);
-        let downloaded = self.download(layer, &what, &partial, &options, &mut relay);
+        let downloaded = self.download(layer, &what, &partial, &options, &mut remote);
         let result = downloaded.and_then(|file| {
             let diff_id = &config.diff_ids[index];
             let length = layer.size;
-            let mut step = Step::begin(&mut relay, StepKind::Verify, "", Some(length));
+            let mut step = Step::begin(&mut remote, StepKind::Verify, "", Some(length));
             let whiteouts = self.scan(index, &file, diff_id, length, &options, &mut step)?;
             Ok(Ready { file, whiteouts })
         });
@@ -196,13 +193,13 @@ impl Layers<'_> {
         what: &str,
         partial: &PartialPaths,
         options: &PullOptions,
-        relay: &mut Relay,
+        remote: &mut Remote,
     ) -> Result<File, ImageError> {
         let url = self.registry.blob_url(layer)?;
         let mut renewed = false;
         let outcome = loop {
             let headers = self.registry.headers();
-            match fetch::download(&url, &headers, None, partial, options, relay) {
+            match fetch::download(&url, &headers, None, partial, options, remote) {
                 Err(ImageError::Download(error)) => match error.reason {
                     // Tokens live for minutes, downloads may be longer.
                     DownloadReason::Denied(401) if !renewed => {
@@ -277,7 +274,7 @@ impl Layers<'_> {
             progress: || step.at(gauge.read()),
         };
         let whiteouts = Whiteouts::scan(&mut hashed, explain, &options.limits)
-            .map_err(|source| self.unpack_error(index, source))?;
+            .map_err(|source| self.unpack_error(index, Path::new(""), source))?;
         let what = format!("content of layer {}", index + 1);
         let digests = hashed.hasher.finish();
         self.registry.same(&what, &digests, Some(diff_id))?;
@@ -306,8 +303,8 @@ impl Layers<'_> {
         Stream::open(file, codec, length, &self.options.limits, cancel).at("read", read)
     }
 
-    fn unpack_error(&self, index: usize, source: UnpackError) -> ImageError {
-        unpack::unpack_error(Path::new(&self.name(index)), source)
+    fn unpack_error(&self, index: usize, tree: &Path, source: UnpackError) -> ImageError {
+        unpack::unpack_error(Path::new(&self.name(index)), tree, source)
     }
 
     fn apply(
@@ -316,7 +313,7 @@ impl Layers<'_> {
         path: &Path,
         reporter: &mut dyn Reporter,
     ) -> Result<Imported, ImageError> {
-        let failed = |source| unpack::unpack_error(Path::new(self.what), source);
+        let failed = |source| unpack::unpack_error(Path::new(self.what), path, source);
         let sizes = self.manifest.layers.iter().map(|(layer, _)| layer.size);
         let mut step = Step::begin(
             reporter,
@@ -328,7 +325,7 @@ impl Layers<'_> {
         let mut before = 0;
         for (index, layer) in ready.iter().enumerate() {
             let length = self.manifest.layers[index].0.size;
-            let failed = |source| self.unpack_error(index, source);
+            let failed = |source| self.unpack_error(index, path, source);
             layer.whiteouts.apply(&mut tree).map_err(failed)?;
             let stream = self.open(index, &layer.file, length, &self.options.cancel)?;
             let (explain, gauge) = (stream.explainer(), stream.gauge.clone());
@@ -353,6 +350,7 @@ impl Layers<'_> {
             ));
         }
         Ok(Imported {
+            file: None,
             kind: ImageKind::Tree,
             path: path.to_owned(),
             virtual_size: 0,

@@ -14,7 +14,6 @@ mod manifest;
 mod platform;
 mod reference;
 mod registry;
-mod relay;
 
 pub use auth::{AuthFile, Credentials};
 pub use error::OciError;

@@ -2,7 +2,8 @@
 //!
 //! A name is taken as relative to the folder of the image that gives it, or as absolute where it lies inside the
 //! consented folder; openat2(2) with `RESOLVE_BENEATH` opens it, so that neither `..` nor a link leads out. Names
-//! with a protocol (`nbd:`, `json:`, …) are refused. Source: qcow2.txt, "Header", bytes 8-19; qemu-img(1), "create".
+//! with a protocol (`nbd:`, `json:`, …) are refused, and so are links that begin at the root, wherever they lead.
+//! Source: qcow2.txt, "Header", bytes 8-19; qemu-img(1), "create".
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -83,12 +84,13 @@ impl<'a> Chain<'a> {
     /// Opens the file that `backing` names, and what lies below it.
     pub(super) fn open(&mut self, backing: &Backing) -> Result<Below, Qcow2Error> {
         let name = &backing.name;
-        let failed = |reason| Qcow2Error::Backing {
-            name: name.clone(),
-            reason: Box::new(reason),
-        };
         let Some(consented) = &self.options.backing else {
             return Err(Qcow2Error::BackingFile(name.clone()));
+        };
+        let failed = |reason| Qcow2Error::Backing {
+            name: name.clone(),
+            folder: consented.clone(),
+            reason: Box::new(reason),
         };
         if self.seen.len() > MAX_DEPTH {
             return Err(failed(BackingReason::Depth(MAX_DEPTH)));
@@ -159,7 +161,6 @@ impl<'a> Chain<'a> {
 fn open_beneath(consented: &Path, relative: &Path) -> Result<File, BackingReason> {
     let failed = |error: rustix::io::Errno| match error {
         rustix::io::Errno::XDEV => BackingReason::Outside,
-        rustix::io::Errno::LOOP => BackingReason::Outside,
         error => BackingReason::Open(error.into()),
     };
     let folder = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;

@@ -1,6 +1,7 @@
 //! What can be wrong with a qcow2 image.
 
 use std::io;
+use std::path::PathBuf;
 
 /// Why a qcow2 image is refused.
 #[derive(Debug, thiserror::Error)]
@@ -60,10 +61,12 @@ pub enum Qcow2Error {
     #[error("the image is an overlay on the backing file {0:?}, which is not opened")]
     BackingFile(String),
     /// A file below the image could not be used.
-    #[error("cannot use the backing file {name:?}")]
+    #[error("cannot use the backing file {name:?} in {}", folder.display())]
     Backing {
         /// The name, as the image gives it.
         name: String,
+        /// The folder that was allowed.
+        folder: PathBuf,
         /// What is wrong with it.
         #[source]
         reason: Box<BackingReason>,
@@ -155,7 +158,9 @@ impl Qcow2Error {
                 BackingReason::Outside | BackingReason::Open(_) => Some(
                     "name the folder that holds all files of the chain with --allow-backing DIR",
                 ),
-                BackingReason::Image(error) => error.hint(),
+                BackingReason::Image(error) => error.hint().or(Some(
+                    "`qemu-img info --backing-chain` tells what each file of the chain is",
+                )),
                 _ => Some(
                     "flatten it where its other files are: `qemu-img convert -O qcow2 OVERLAY FLAT`",
                 ),

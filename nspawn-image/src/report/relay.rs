@@ -1,62 +1,88 @@
-//! From a thread that works beside the caller's to the caller's reporter: all calls of a reporter come from the thread
+//! From threads that work beside the caller's to the caller's reporter: all calls of a reporter come from the thread
 //! that called the library.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use super::{Reporter, StepId, StepKind};
 
 enum Report {
-    Begin(u64, StepKind, String, Option<u64>),
-    Progress(u64, u64),
-    End(u64),
+    Begin(StepId, StepKind, String, Option<u64>),
+    Progress(StepId, u64),
+    End(StepId),
     Notice(String),
 }
 
-/// The working thread's end.
+/// A working thread's end; each thread has a clone.
+#[derive(Clone)]
 pub(crate) struct Remote {
     sender: Sender<Report>,
-    next: u64,
+    /// Steps begun by all of them.
+    steps: Arc<AtomicU64>,
+    /// What the thread works on, where steps and notices are to be called after it.
+    subject: Option<String>,
 }
 
 /// The calling thread's end.
 pub(crate) struct Relay {
     receiver: Receiver<Report>,
-    steps: HashMap<u64, StepId>,
+    steps: HashMap<StepId, StepId>,
 }
 
 /// Both ends.
 pub(crate) fn pair() -> (Remote, Relay) {
     let (sender, receiver) = channel();
+    let remote = Remote {
+        sender,
+        steps: Arc::default(),
+        subject: None,
+    };
     let relay = Relay {
         receiver,
         steps: HashMap::new(),
     };
-    (Remote { sender, next: 0 }, relay)
+    (remote, relay)
+}
+
+impl Remote {
+    /// A reporter for work on `subject`, whatever the work itself calls it.
+    pub(crate) fn named(&self, subject: String) -> Self {
+        Self {
+            subject: Some(subject),
+            ..self.clone()
+        }
+    }
+
+    fn send(&self, report: Report) {
+        // Nobody listens any more where the caller gave up; the work itself ends by other means.
+        let _ = self.sender.send(report);
+    }
 }
 
 impl Reporter for Remote {
     fn begin(&mut self, kind: StepKind, subject: &str, total: Option<u64>) -> StepId {
-        self.next += 1;
-        let subject = subject.to_owned();
-        // Nobody listens any more where the caller gave up; the work itself ends by other means.
-        let _ = self
-            .sender
-            .send(Report::Begin(self.next, kind, subject, total));
-        StepId(self.next)
+        let step = StepId(self.steps.fetch_add(1, Ordering::Relaxed));
+        let subject = self.subject.as_deref().unwrap_or(subject).to_owned();
+        self.send(Report::Begin(step, kind, subject, total));
+        step
     }
 
     fn progress(&mut self, step: StepId, done: u64) {
-        let _ = self.sender.send(Report::Progress(step.0, done));
+        self.send(Report::Progress(step, done));
     }
 
     fn end(&mut self, step: StepId) {
-        let _ = self.sender.send(Report::End(step.0));
+        self.send(Report::End(step));
     }
 
     fn notice(&mut self, text: &str) {
-        let _ = self.sender.send(Report::Notice(text.to_owned()));
+        self.send(Report::Notice(match &self.subject {
+            Some(subject) => format!("{subject}: {text}"),
+            None => text.to_owned(),
+        }));
     }
 }
 
@@ -81,16 +107,17 @@ impl Relay {
 
     fn tell(&mut self, report: Report, reporter: &mut dyn Reporter) {
         match report {
-            Report::Begin(id, kind, subject, total) => {
-                self.steps.insert(id, reporter.begin(kind, &subject, total));
+            Report::Begin(step, kind, subject, total) => {
+                let begun = reporter.begin(kind, &subject, total);
+                self.steps.insert(step, begun);
             }
-            Report::Progress(id, done) => {
-                if let Some(step) = self.steps.get(&id) {
+            Report::Progress(step, done) => {
+                if let Some(step) = self.steps.get(&step) {
                     reporter.progress(*step, done);
                 }
             }
-            Report::End(id) => {
-                if let Some(step) = self.steps.remove(&id) {
+            Report::End(step) => {
+                if let Some(step) = self.steps.remove(&step) {
                     reporter.end(step);
                 }
             }

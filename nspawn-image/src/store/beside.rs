@@ -105,10 +105,13 @@ impl Beside {
         }
     }
 
-    /// Why the import failed before its bytes were there.
+    /// Why the import failed before its bytes were there. What it made is thrown away.
     pub(super) fn failure(mut self) -> Option<ImageError> {
         match std::mem::replace(&mut self.state, State::Taken) {
-            State::Over(Err(error)) => Some(error),
+            State::Over(Err(error)) => {
+                self.plan.work.clear();
+                Some(error)
+            }
             other => {
                 self.state = other;
                 None
@@ -144,6 +147,7 @@ impl Plan {
             work: &self.work,
             own: self.own.as_deref(),
             image: self.path.as_deref(),
+            only_disk: false,
         };
         unpack::import(source, &self.what, paths, &self.options, reporter)
     }

@@ -27,7 +27,6 @@ use sha2::{Digest as _, Sha256};
 use super::walk;
 use crate::error::{ImageError, PathContext};
 use crate::limits::Cancel;
-use crate::place;
 use crate::source::ReadAt;
 
 /// Bytes of a disk that have one digest.
@@ -271,7 +270,10 @@ impl Content {
 
     /// Writes it down in one step.
     pub(super) fn write(&self, path: &Path) -> Result<(), ImageError> {
-        let new = place::beside(path, "new");
+        let new = path.with_file_name(format!(
+            ".{}.new",
+            path.file_name().unwrap_or_default().display()
+        ));
         let written = File::create(&new).and_then(|mut file| {
             file.write_all(self.text().as_bytes())?;
             file.sync_all()

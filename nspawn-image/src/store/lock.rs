@@ -18,6 +18,10 @@ use crate::report::Reporter;
 /// How often a cancel is seen while another process holds a lock.
 const TICK: Duration = Duration::from_millis(100);
 
+/// How often, and after which pause, a blob that is to go is tried again.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// The right to work on one key; other processes wait for it.
 #[derive(Debug)]
 pub(super) struct KeyLock {
@@ -115,7 +119,7 @@ pub(super) fn share(path: &Path) -> Result<Option<ImageLock>, ImageError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(ImageError::io("open", path, error)),
     };
-    // Only a removal and a look at who uses it hold it alone, both for a moment.
+    // Only a removal and a look at whether it is used hold it alone, both for a moment.
     while let Err(error) = flock(&file, FlockOperation::LockShared) {
         if error != rustix::io::Errno::INTR {
             return Err(ImageError::io("lock", path, error.into()));
@@ -126,9 +130,40 @@ pub(super) fn share(path: &Path) -> Result<Option<ImageLock>, ImageError> {
 
 /// The only lock on a blob; `None` where somebody uses it.
 pub(super) fn exclude(path: &Path) -> Option<File> {
+    let _turn = turn(path)?;
+    try_exclude(path)
+}
+
+/// Whether somebody uses a blob, or removes it just now.
+pub(super) fn is_used(path: &Path) -> bool {
+    let Some(_turn) = turn(path) else {
+        return false;
+    };
+    // Let go of before the turn is over.
+    try_exclude(path).is_none()
+}
+
+/// The right to look whether a blob is used, so that of two who look at once neither takes the other for a user.
+fn turn(path: &Path) -> Option<File> {
+    let folder = File::open(path.parent()?).ok()?;
+    while flock(&folder, FlockOperation::LockExclusive) == Err(rustix::io::Errno::INTR) {}
+    Some(folder)
+}
+
+fn try_exclude(path: &Path) -> Option<File> {
     let file = File::open(path).ok()?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
     same(&file, path).then_some(file)
+}
+
+/// As [`exclude`], with some patience: a process that is just started has copies of its parent's locks for a moment.
+pub(super) fn exclude_patiently(path: &Path) -> Option<File> {
+    (0..TRIES).find_map(|round| {
+        if round > 0 {
+            std::thread::sleep(PAUSE);
+        }
+        exclude(path)
+    })
 }
 
 /// Whether the name still leads to what was opened.

@@ -20,7 +20,7 @@ use crate::error::{ImageError, PathContext};
 use crate::fetch::sync_folder;
 use crate::image::{Image, ImageKind};
 use crate::limits::Cancel;
-use crate::place;
+use crate::place::{self, WorkFolder};
 use crate::reference::ImageName;
 use crate::report::{Reporter, Step, StepKind};
 use crate::source::ReadAt;
@@ -69,13 +69,7 @@ impl Image {
             }
         }
         let _locks = [Taken::lock(&target, name)?, Taken::lock(&other, name)?];
-        let new = place::beside(&target, "new");
-        let copied = self.copy_to(&new, &target, cancel, reporter);
-        let result = copied.and_then(|()| place::put(&new, &target, replace));
-        if result.is_err() {
-            let _ = remove_tree(&new);
-        }
-        result?;
+        self.copy_to(folder, &target, replace, cancel, reporter)?;
         if taken(&other) {
             // machined would see two images of one name.
             if !replace {
@@ -87,45 +81,76 @@ impl Image {
         Ok(target)
     }
 
+    /// Makes the copy where nobody sees it, and gives it its place; what a killed call leaves is taken over by the next.
     fn copy_to(
+        &self,
+        folder: &Path,
+        target: &Path,
+        replace: bool,
+        cancel: &Cancel,
+        reporter: &mut dyn Reporter,
+    ) -> Result<(), ImageError> {
+        let private = fs::Permissions::from_mode(0o600);
+        if self.kind() == ImageKind::Disk
+            && let Ok(file) = place::nameless(folder)
+        {
+            file.set_permissions(private).at("change", target)?;
+            self.copy_disk(&file, target, cancel, reporter)?;
+            return place::put_nameless(&file, target, replace);
+        }
+        let work = WorkFolder::open(target)?;
+        let new = WorkFolder::path(target).join("new");
+        let copied = match self.kind() {
+            ImageKind::Disk => File::options()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&new)
+                .at("create", &new)
+                .and_then(|file| self.copy_disk(&file, target, cancel, reporter)),
+            ImageKind::Tree => self.copy_tree(&new, target, cancel, reporter),
+        };
+        let result = copied.and_then(|()| place::put(&new, target, replace));
+        work.close();
+        result
+    }
+
+    fn copy_disk(
+        &self,
+        output: &File,
+        target: &Path,
+        cancel: &Cancel,
+        reporter: &mut dyn Reporter,
+    ) -> Result<(), ImageError> {
+        let file = File::open(self.path()).at("open", self.path())?;
+        let units = RawUnits::new(&file).at("read", self.path())?;
+        let shown = target.display().to_string();
+        let mut step = Step::begin(reporter, StepKind::Copy, &shown, Some(units.size()));
+        convert::run(&units, output, cancel, &mut |done| step.at(done))
+            .map_err(|source| unpack::qcow2_error(source, self.path(), target))?;
+        output.sync_all().at("sync", target)
+    }
+
+    fn copy_tree(
         &self,
         new: &Path,
         target: &Path,
         cancel: &Cancel,
         reporter: &mut dyn Reporter,
     ) -> Result<(), ImageError> {
-        let _ = remove_tree(new);
         let shown = target.display().to_string();
         let total = super::disk_usage(self.path());
-        match self.kind() {
-            ImageKind::Disk => {
-                let file = File::open(self.path()).at("open", self.path())?;
-                let units = RawUnits::new(&file).at("read", self.path())?;
-                let output = File::options()
-                    .read(true)
-                    .write(true)
-                    .create_new(true)
-                    .mode(0o600)
-                    .open(new)
-                    .at("create", new)?;
-                let mut step = Step::begin(reporter, StepKind::Copy, &shown, Some(units.size()));
-                convert::run(&units, &output, cancel, &mut |done| step.at(done))
-                    .map_err(|source| unpack::qcow2_error(source, self.path(), new))?;
-                output.sync_all().at("sync", new)
-            }
-            ImageKind::Tree => {
-                let mut step = Step::begin(reporter, StepKind::Copy, &shown, Some(total));
-                let mut progress = |bytes| step.advance(bytes);
-                Copy {
-                    from: self.path(),
-                    to: new,
-                    links: HashMap::new(),
-                    cancel,
-                    progress: &mut progress,
-                }
-                .run()
-            }
+        let mut step = Step::begin(reporter, StepKind::Copy, &shown, Some(total));
+        let mut progress = |bytes| step.advance(bytes);
+        Copy {
+            from: self.path(),
+            to: new,
+            links: HashMap::new(),
+            cancel,
+            progress: &mut progress,
         }
+        .run()
     }
 }
 

@@ -212,7 +212,7 @@ impl Store {
         let Some((blob, digest)) = blob else {
             return fs::remove_file(&path).at("remove", &path).map(|()| true);
         };
-        let Some(_lock) = lock::exclude(&blob) else {
+        let Some(_lock) = lock::exclude_patiently(&blob) else {
             return Err(ImageError::InUse { name: name.clone() });
         };
         fs::remove_file(&path).at("remove", &path)?;
@@ -273,7 +273,7 @@ impl Store {
             created: record.created(),
             last_used: record::last_used(&record_path, record),
             verified: record.verified.to_string(),
-            in_use: path.exists() && lock::exclude(&path).is_none(),
+            in_use: path.exists() && lock::is_used(&path),
             path,
         })
     }
@@ -327,6 +327,7 @@ impl Store {
             raw: path("raw"),
             tree: path("tree"),
             spool: path("spool"),
+            nameless: None,
         }
     }
 

@@ -8,10 +8,10 @@ use crate::error::ImageError;
 use crate::fetch::{DownloadError, DownloadReason, PartialPaths, Validators};
 use crate::image::Image;
 use crate::oci::{Layers, OciReference, Registry};
-use crate::options::PullOptions;
+use crate::options::{PullOptions, Verify};
 use crate::reference::ImageName;
 use crate::report::Reporter;
-use crate::verify::{self, Expectation};
+use crate::verify::{self, Expectation, VerifyError};
 
 impl Store {
     pub(super) fn pull_oci(
@@ -21,6 +21,8 @@ impl Store {
         reporter: &mut dyn Reporter,
     ) -> Result<Image, ImageError> {
         let source = format!("oci:{reference}");
+        let given = options.checksum.or(reference.digest());
+        refuse_other_proof(&source, given.is_some(), options)?;
         let key = key(&source);
         let _lock = KeyLock::wait(&self.lock_path(&key), &options.cancel, reporter)?;
         if (!options.refresh || options.offline)
@@ -41,7 +43,7 @@ impl Store {
         verify::check(&digests, options.checksum.as_ref(), &source)?;
         let known = Known {
             digests,
-            verification: Expectation::given(options.checksum).verification(),
+            verification: Expectation::given(given).verification(),
         };
         let short_name = || ImageName::sanitize(&reference.short_name());
         let origin = Origin {
@@ -69,6 +71,31 @@ impl Store {
             layers.unpack(&work.tree, reporter)
         })
     }
+}
+
+/// A container image is verified by the digest of its manifest, or not at all: what else is asked for is not passed over.
+fn refuse_other_proof(
+    source: &str,
+    has_digest: bool,
+    options: &PullOptions,
+) -> Result<(), ImageError> {
+    let error = if options.verify == Verify::Signature {
+        VerifyError::Container {
+            wanted: "a signature",
+        }
+    } else if options.checksum_file.is_some() && options.verify != Verify::No {
+        VerifyError::Container {
+            wanted: "a checksum file",
+        }
+    } else if options.verify == Verify::Checksum && !has_digest {
+        VerifyError::Tag
+    } else {
+        return Ok(());
+    };
+    Err(ImageError::Verify {
+        what: source.to_owned(),
+        source: Box::new(error),
+    })
 }
 
 /// What a reference's record is found by.

@@ -252,8 +252,13 @@ impl Store {
             let path = self.blobs().join(&name);
             let (stem, end) = name.split_once('.').unwrap_or((&name, ""));
             let Ok(digest) = format!("sha256:{stem}").parse::<Digest>() else {
-                // A digest file that was being written when its process was killed.
-                if name.starts_with('.') && is_stale(&path) {
+                // Digests that were being written when their process was killed; it held the blob's lock.
+                let key = name
+                    .strip_prefix('.')
+                    .and_then(|rest| rest.split('.').next());
+                if let Some(key) = key
+                    && let Some(_key) = KeyLock::try_take(&self.lock_path(key))
+                {
                     self.leftover(&path, options, report)?;
                 }
                 continue;
@@ -302,10 +307,11 @@ impl Store {
         if unreadable {
             reporter.notice("images without a name stay, as a name cannot be read");
         }
+        // Whoever writes a record holds the lock of the names.
+        let _refs = self.lock_refs()?;
         for name in names(&self.refs())? {
-            let path = self.refs().join(&name);
-            if name.starts_with('.') && is_stale(&path) {
-                self.leftover(&path, options, report)?;
+            if name.starts_with('.') {
+                self.leftover(&self.refs().join(&name), options, report)?;
             }
         }
         Ok(())

@@ -1,6 +1,8 @@
 //! From an import that is verified to an image that everybody sees: the blob first, then the name.
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::SystemTime;
 
 use super::Store;
@@ -68,7 +70,7 @@ impl Store {
     pub(super) fn publish_made(
         &self,
         known: Known,
-        mut origin: Origin,
+        origin: Origin,
         options: &PullOptions,
         reporter: &mut dyn Reporter,
         make: impl FnOnce(&WorkPaths, &mut dyn Reporter) -> Result<Imported, ImageError>,
@@ -84,23 +86,46 @@ impl Store {
             let path = self.blob(&blob, kind);
             if let Some(lock) = lock::share(&path)? {
                 let length = fs::metadata(&path).at("read", &path)?.len();
+                if kind == ImageKind::Disk {
+                    // Whoever moved it here may have been killed before.
+                    set_readonly(&path, true)?;
+                }
                 held = Some(lock);
                 done = Some((kind, if kind == ImageKind::Disk { length } else { 0 }));
                 break;
             }
         }
-        let (kind, virtual_size) = match done {
-            Some(done) => done,
-            None => {
-                let work = self.work(&blob.hex());
-                let imported = make(&work, reporter).and_then(|imported| {
-                    self.move_in(&imported, &blob, reporter).map(|()| imported)
-                });
-                work.clear();
-                let imported = imported?;
-                (imported.kind, imported.virtual_size)
+        if let Some(found) = done {
+            let image = self.name_blob(known, origin, &blob, found, options, reporter);
+            drop(held);
+            return image;
+        }
+        let work = self.work(&blob.hex());
+        let result = make(&work, reporter).and_then(|imported| {
+            let found = (imported.kind, imported.virtual_size);
+            let named = self
+                .move_in(&imported, &blob, reporter)
+                .and_then(|()| self.name_blob(known, origin, &blob, found, options, reporter));
+            if named.is_err() {
+                self.move_out(&imported, &blob);
             }
-        };
+            named
+        });
+        work.clear();
+        result
+    }
+
+    /// Makes a name lead to a blob.
+    fn name_blob(
+        &self,
+        known: Known,
+        mut origin: Origin,
+        blob: &Digest,
+        (kind, virtual_size): (ImageKind, u64),
+        options: &PullOptions,
+        reporter: &mut dyn Reporter,
+    ) -> Result<Image, ImageError> {
+        let digests = &known.digests;
         let created = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |time| time.as_secs());
@@ -122,8 +147,7 @@ impl Store {
         };
         record.write(&self.refs(), &origin.name)?;
         let image = self.stored(&origin.name, &record)?;
-        drop(held);
-        image.ok_or_else(|| ImageError::Missing(self.blob(&blob, kind)))
+        image.ok_or_else(|| ImageError::Missing(self.blob(blob, kind)))
     }
 
     /// A derived name never takes the place of another image's.
@@ -167,10 +191,39 @@ impl Store {
             file.sync_all().at("sync", path)?;
             fs::rename(path, &target).at("publish", &target)?;
             // Not before: a download that is killed here must still be one that the next run can write to.
-            let mut permissions = file.metadata().at("read", &target)?.permissions();
-            permissions.set_readonly(true);
-            file.set_permissions(permissions).at("change", &target)?;
+            set_readonly(&target, true)?;
         }
         fetch::sync_folder(&self.blobs())
     }
+
+    /// Takes back what got no name, so that it takes no room, and the next call can go on with the bytes it was made of.
+    fn move_out(&self, imported: &Imported, blob: &Digest) {
+        let target = self.blob(blob, imported.kind);
+        // A name may lead to it all the same, where only its folder could not be synced.
+        let has_name = record::all(&self.refs()).is_ok_and(|all| {
+            all.iter()
+                .any(|(_, record)| record.as_ref().is_ok_and(|it| it.blob() == Some(*blob)))
+        });
+        if has_name {
+            return;
+        }
+        if imported.kind == ImageKind::Disk {
+            let _ = set_readonly(&target, false);
+        }
+        let _ = fs::rename(&target, &imported.path);
+    }
+}
+
+/// Gives the owner the right to write to a file, or takes it from everybody.
+fn set_readonly(path: &Path, readonly: bool) -> Result<(), ImageError> {
+    let mode = fs::metadata(path).at("read", path)?.permissions().mode();
+    let wanted = if readonly {
+        mode & !0o222
+    } else {
+        mode | 0o200
+    };
+    if mode == wanted {
+        return Ok(());
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(wanted)).at("change", path)
 }

@@ -14,7 +14,7 @@ use super::lock::{self, KeyLock};
 use super::publish::Origin;
 use super::record::{self, Record};
 use crate::digest::{Digest, Digests, Hasher};
-use crate::error::{ImageError, PathContext};
+use crate::error::{ErrorKind, ImageError, PathContext};
 use crate::fetch::{
     self, Arriving, DownloadError, DownloadReason, Outcome, PartialPaths, Validators,
 };
@@ -26,7 +26,7 @@ use crate::reference::{ImageName, ImageRef, ImageUrl};
 use crate::report::{Reporter, Step, StepKind};
 use crate::unpack;
 use crate::verify::lookup::{self, Place};
-use crate::verify::{self, Expectation, Unverified, VerifyError};
+use crate::verify::{self, Expectation, Unverified, Verification, Verified, VerifyError};
 
 impl Store {
     pub(super) fn pull_any(
@@ -133,6 +133,7 @@ impl Store {
             }
             return Ok(in_place(absolute, ImageKind::Disk, digest));
         }
+        let metadata = file.metadata().at("read", path)?;
         let variant = variant(&file, path, &absolute, options)?;
         let changed = metadata.mtime() as i128 * 1_000_000_000 + i128::from(metadata.mtime_nsec());
         let key = format!(
@@ -158,7 +159,9 @@ impl Store {
             options: options.clone(),
             impatient: false,
         });
-        let source = Arriving::complete(file).at("read", path)?;
+        // One opening for both: whatever happens to the name, they see the same file.
+        let bytes = file.try_clone().at("open", path)?;
+        let source = Arriving::complete(bytes).at("read", path)?;
         let source = Arc::new(source);
         let origin = Origin {
             source: absolute.display().to_string(),
@@ -171,13 +174,13 @@ impl Store {
             variant,
         };
         beside.start(&source);
-        let file = File::open(&absolute).at("open", path)?;
         let verified = hash(file, path, &expected, options, reporter)?.check(
             &expected,
             &shown,
             &options.cancel,
         )?;
         let imported = beside.finish(&source, reporter);
+        let imported = imported.map_err(|error| blame(error, &verified, &shown));
         self.publish(imported, &verified, origin, options, reporter)
     }
 
@@ -252,7 +255,18 @@ impl Store {
         });
         let headers = HeaderMap::new();
         let request = (url, &headers, known.as_ref());
-        match fetch::download_followed(request, &partial, options, &mut beside, reporter)? {
+        let outcome =
+            match fetch::download_followed(request, &partial, options, &mut beside, reporter) {
+                Err(error @ ImageError::NoSpace { .. }) => {
+                    drop(beside);
+                    if !has_room_for(&partial.data) {
+                        partial.clear();
+                    }
+                    return Err(error);
+                }
+                other => other?,
+            };
+        match outcome {
             Outcome::NotModified => match self.prove(&key, &expected, options)? {
                 Some(image) => Ok(image),
                 None => {
@@ -267,11 +281,16 @@ impl Store {
                 }
             },
             Outcome::Abandoned => {
-                partial.clear();
-                Err(beside.failure().unwrap_or(ImageError::Cancelled))
+                let error = beside.failure().unwrap_or(ImageError::Cancelled);
+                // Where the disk was full, the bytes that came are good as far as anybody knows.
+                if error.kind() != ErrorKind::Host {
+                    partial.clear();
+                }
+                Err(error)
             }
             Outcome::Done { file, validators } => {
-                // Wrong bytes are of no use to the next run; right ones are in the store when it comes.
+                // Wrong bytes are of no use to the next run, and right ones are in the store when it comes, unless
+                // this host could not make an image of them.
                 let result = file
                     .check(&expected, url, &options.cancel)
                     .and_then(|verified| {
@@ -285,9 +304,13 @@ impl Store {
                             variant,
                         };
                         let imported = beside.finish(&source, reporter);
+                        let imported = imported.map_err(|error| blame(error, &verified, url));
                         self.publish(imported, &verified, origin, options, reporter)
                     });
-                if !matches!(result, Err(ImageError::Cancelled)) {
+                let of_use = |error: &ImageError| {
+                    matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::Host)
+                };
+                if !result.as_ref().is_err_and(of_use) {
                     partial.clear();
                 }
                 result
@@ -368,6 +391,7 @@ impl Store {
         if let (Some(wanted), Some(image)) = (&options.name, &image)
             && *wanted != name
         {
+            let _refs = self.lock_refs()?;
             record.write(&self.refs(), wanted)?;
             return Ok(Some(Image {
                 name: Some(wanted.clone()),
@@ -490,6 +514,26 @@ fn too_little(record: &Record, options: &PullOptions, what: &dyn ToString) -> Im
     ImageError::Verify {
         what: what.to_string(),
         source: Box::new(VerifyError::Stored { verified, wanted }),
+    }
+}
+
+/// Whether a file that is to be gone on with may stay on a disk that was full: it takes no more than is free again.
+fn has_room_for(path: &Path) -> bool {
+    let Ok(found) = fs::metadata(path) else {
+        return false;
+    };
+    let free = rustix::fs::statvfs(path).map_or(0, |disk| disk.f_bavail * disk.f_frsize);
+    found.blocks() * 512 <= free
+}
+
+/// Tells damage that the publisher made from damage on the way.
+fn blame(error: ImageError, verified: &Verified, what: &dyn ToString) -> ImageError {
+    if verified.verification == Verification::None || !error.is_damage() {
+        return error;
+    }
+    ImageError::PublishedDamaged {
+        what: what.to_string(),
+        source: Box::new(error),
     }
 }
 

@@ -29,6 +29,7 @@ use crate::error::{ImageError, PathContext};
 use crate::format::{self, Format};
 use crate::image::ImageKind;
 use crate::options::PullOptions;
+use crate::place;
 use crate::qcow2::{OpenOptions, Qcow2, Qcow2Error};
 use crate::report::{Reporter, Step, StepKind};
 use crate::source::ReadAt;
@@ -42,6 +43,9 @@ pub(crate) struct WorkPaths {
     pub(crate) raw: PathBuf,
     pub(crate) tree: PathBuf,
     pub(crate) spool: PathBuf,
+    /// A folder that takes files without a name, which the kernel removes with their last user; nothing is made under
+    /// `raw` and `spool` then.
+    pub(crate) nameless: Option<PathBuf>,
 }
 
 impl WorkPaths {
@@ -65,6 +69,8 @@ pub(crate) struct Paths<'a> {
     pub(crate) own: Option<&'a Path>,
     /// Where the image lies, where it is the user's own file: files below an overlay are looked for from there.
     pub(crate) image: Option<&'a Path>,
+    /// Only a disk is wanted: an archive of anything else is refused before it is unpacked.
+    pub(crate) only_disk: bool,
 }
 
 /// What an import made, still under its working name.
@@ -72,6 +78,8 @@ pub(crate) struct Paths<'a> {
 pub(crate) struct Imported {
     pub(crate) kind: ImageKind,
     pub(crate) path: PathBuf,
+    /// The file of a disk that has no name.
+    pub(crate) file: Option<File>,
     /// Bytes a machine sees of a disk; 0 for a tree.
     pub(crate) virtual_size: u64,
 }
@@ -133,10 +141,13 @@ impl Import<'_> {
     }
 
     fn unpack_error(&self, source: UnpackError) -> ImageError {
-        unpack_error(Path::new(self.what), source)
+        unpack_error(Path::new(self.what), &self.work.tree, source)
     }
 
-    fn create(path: &Path) -> Result<File, ImageError> {
+    fn create(&self, path: &Path) -> Result<File, ImageError> {
+        if let Some(folder) = &self.work.nameless {
+            return place::nameless(folder).at("create a file in", folder);
+        }
         File::options()
             .read(true)
             .write(true)
@@ -146,10 +157,12 @@ impl Import<'_> {
             .at("create", path)
     }
 
-    fn disk(&self, virtual_size: u64) -> Imported {
+    /// The disk in `file`.
+    fn disk(&self, file: File, virtual_size: u64) -> Imported {
         Imported {
             kind: ImageKind::Disk,
             path: self.work.raw.clone(),
+            file: self.work.nameless.is_some().then_some(file),
             virtual_size,
         }
     }
@@ -169,12 +182,12 @@ impl Import<'_> {
             reporter.notice("the image was not closed in order; its data is read as it is");
         }
         let size = image.header().virtual_size;
-        let output = Self::create(&self.work.raw)?;
+        let output = self.create(&self.work.raw)?;
         let mut step = Step::begin(reporter, StepKind::Convert, self.what, Some(size));
         image
             .convert(&output, &self.options.cancel, &mut |done| step.at(done))
             .map_err(failed)?;
-        Ok(self.disk(size))
+        Ok(self.disk(output, size))
     }
 
     /// Takes the file as it is where it may, else copies what is not zero.
@@ -189,17 +202,19 @@ impl Import<'_> {
         }
         if let Some(own) = self.paths.own {
             return Ok(Imported {
+                kind: ImageKind::Disk,
                 path: own.to_owned(),
-                ..self.disk(size)
+                file: None,
+                virtual_size: size,
             });
         }
-        let output = Self::create(&self.work.raw)?;
+        let output = self.create(&self.work.raw)?;
         let mut step = Step::begin(reporter, StepKind::Convert, self.what, Some(size));
         convert::run(&units, &output, &self.options.cancel, &mut |done| {
             step.at(done)
         })
         .map_err(failed)?;
-        Ok(self.disk(size))
+        Ok(self.disk(output, size))
     }
 
     /// Only a qcow2 image holds snapshots.
@@ -234,8 +249,7 @@ impl Import<'_> {
             Format::Raw => {
                 self.refuse_snapshot()?;
                 let mut step = Step::begin(reporter, StepKind::Unpack, self.what, Some(length));
-                let size = self.write_raw(&head, stream, &mut step)?;
-                Ok(self.disk(size))
+                self.write_raw(&head, stream, &mut step)
             }
             Format::Qcow2 => {
                 let spool = self.spool(&head, stream, length, reporter)?;
@@ -248,14 +262,14 @@ impl Import<'_> {
         }
     }
 
-    /// Writes a stream as a sparse file and answers its length, in bytes.
+    /// Writes a stream as a sparse file.
     fn write_raw(
         &self,
         head: &[u8],
         mut stream: Stream<'_>,
         step: &mut Step<'_>,
-    ) -> Result<u64, ImageError> {
-        let output = Self::create(&self.work.raw)?;
+    ) -> Result<Imported, ImageError> {
+        let output = self.create(&self.work.raw)?;
         let gauge = stream.gauge.clone();
         let failed = |(_, source)| ImageError::io("write", &self.work.raw, source);
         convert::write_sparse(&output, head, 0).map_err(failed)?;
@@ -273,7 +287,7 @@ impl Import<'_> {
             step.at(gauge.read());
         }
         output.set_len(size).at("write", &self.work.raw)?;
-        Ok(size)
+        Ok(self.disk(output, size))
     }
 
     fn spool(
@@ -283,7 +297,7 @@ impl Import<'_> {
         length: u64,
         reporter: &mut dyn Reporter,
     ) -> Result<File, ImageError> {
-        let mut spool = Self::create(&self.work.spool)?;
+        let mut spool = self.create(&self.work.spool)?;
         let mut step = Step::begin(reporter, StepKind::Unpack, self.what, Some(length));
         let gauge = stream.gauge.clone();
         spool.write_all(head).at("write", &self.work.spool)?;
@@ -323,9 +337,15 @@ impl Import<'_> {
                     self.spool_entry(&entry, &mut archive, &mut || gauge.read(), &mut step)?;
                 drop(step);
                 let _ = remove_tree(&self.work.tree);
-                return self.disk_in_tar(&spooled, reporter);
+                return self.disk_in_tar(spooled, reporter);
             }
             only_files &= tree::is_file(entry.kind) || tree::is_root(&entry);
+            if self.paths.only_disk {
+                if only_files {
+                    continue;
+                }
+                break;
+            }
             let tree = match &mut tree {
                 Some(tree) => tree,
                 None => {
@@ -336,6 +356,10 @@ impl Import<'_> {
             };
             tree.add(&entry, &mut archive).map_err(failed)?;
             step.at(gauge.read());
+        }
+        if self.paths.only_disk {
+            let what = self.what.to_owned();
+            return Err(ImageError::NotADisk { what });
         }
         let Some(tree) = tree else {
             return Err(failed(UnpackError::Empty));
@@ -351,6 +375,7 @@ impl Import<'_> {
         Ok(Imported {
             kind: ImageKind::Tree,
             path: self.work.tree.clone(),
+            file: None,
             virtual_size: 0,
         })
     }
@@ -370,7 +395,7 @@ impl Import<'_> {
             let size = entry.size;
             return Err(failed(Qcow2Error::TooLarge { size, limit }));
         }
-        let spool = Self::create(&self.work.spool)?;
+        let spool = self.create(&self.work.spool)?;
         let mut buffer = vec![0; CHUNK];
         while let Some((at, count)) = archive
             .read(entry, &mut buffer)
@@ -386,16 +411,20 @@ impl Import<'_> {
 
     fn disk_in_tar(
         &self,
-        spool: &File,
+        spool: File,
         reporter: &mut dyn Reporter,
     ) -> Result<Imported, ImageError> {
-        match format::detect(spool).at("read", &self.work.spool)? {
+        match format::detect(&spool).at("read", &self.work.spool)? {
             Format::Raw => {
-                fs::rename(&self.work.spool, &self.work.raw).at("rename", &self.work.spool)?;
-                Ok(self.disk(spool.metadata().at("read", &self.work.raw)?.len()))
+                if self.work.nameless.is_none() {
+                    let named = fs::rename(&self.work.spool, &self.work.raw);
+                    named.at("rename", &self.work.spool)?;
+                }
+                let length = spool.metadata().at("read", &self.work.raw)?.len();
+                Ok(self.disk(spool, length))
             }
             Format::Qcow2 => {
-                let imported = self.qcow2(spool, reporter)?;
+                let imported = self.qcow2(&spool, reporter)?;
                 let _ = fs::remove_file(&self.work.spool);
                 Ok(imported)
             }
@@ -404,11 +433,13 @@ impl Import<'_> {
     }
 }
 
-/// Makes the right error of one of an archive's.
-pub(crate) fn unpack_error(archive: &Path, source: UnpackError) -> ImageError {
+/// Makes the right error of one of an archive's, which is unpacked to `tree`.
+pub(crate) fn unpack_error(archive: &Path, tree: &Path, source: UnpackError) -> ImageError {
     match source {
         UnpackError::Cancelled => ImageError::Cancelled,
+        // Where on this host, and not only where in the tree.
         UnpackError::Write { verb, path, source } if crate::error::is_full(&source) => {
+            let path = tree.join(path);
             ImageError::NoSpace { verb, path }
         }
         source => ImageError::Unpack {

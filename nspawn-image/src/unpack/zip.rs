@@ -99,9 +99,9 @@ impl Import<'_> {
             return Ok(imported);
         }
         let mut step = Step::begin(reporter, StepKind::Unpack, self.what, Some(packed));
-        let length = self.write_raw(&head, stream, &mut step)?;
-        self.same_length(size, length)?;
-        Ok(self.disk(length))
+        let imported = self.write_raw(&head, stream, &mut step)?;
+        self.same_length(size, imported.virtual_size)?;
+        Ok(imported)
     }
 
     /// The only disk image, by what the files begin with, and its format.

@@ -124,6 +124,15 @@ pub enum VerifyError {
         /// What was found.
         reason: String,
     },
+    /// A kind of proof that is not looked for with container images.
+    #[error("{wanted} of a container image is not looked for")]
+    Container {
+        /// What is wanted, such as `a signature`.
+        wanted: &'static str,
+    },
+    /// A tag of a container image, which the registry may give to any image.
+    #[error("its tag says nothing of its bytes")]
+    Tag,
     /// What is in the store was verified less than wanted, and cannot be verified now.
     #[error("it is in the store with verification \"{verified}\", and {wanted} is wanted")]
     Stored {
@@ -180,6 +189,9 @@ impl VerifyError {
             }
             Self::Keyring { .. } => {
                 "give a file of OpenPGP public keys, as `gpg --export` writes it"
+            }
+            Self::Container { .. } | Self::Tag => {
+                "name the image by its digest, as oci:NAME@sha256:HEX, or give the digest of its manifest with --checksum; then --verify checksum holds"
             }
             Self::Stored { .. } => "pull it again by its URL with the same --verify",
         }

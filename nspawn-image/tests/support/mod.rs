@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,6 +24,19 @@ pub(crate) struct Behaviour {
     pub(crate) pause: Duration,
     /// Send no length.
     pub(crate) no_length: bool,
+    /// A length other than the body's is announced.
+    pub(crate) length: Option<usize>,
+    pub(crate) last_modified: Option<String>,
+    /// Answer to a range with that range, whatever `If-Range` says.
+    pub(crate) careless: bool,
+    /// Answer to a range with this status.
+    pub(crate) range_status: Option<u16>,
+    /// Bytes of a body after which nothing comes any more, for ten minutes.
+    pub(crate) stall: Option<usize>,
+    /// Bytes a second at most.
+    pub(crate) rate: Option<usize>,
+    /// How the first requests are answered, one after the other, before this behaviour counts.
+    pub(crate) turns: Vec<Behaviour>,
     /// The behaviour at each path, without the slash in front; any other path is not there. `None`: this one, at any.
     pub(crate) files: Option<BTreeMap<String, Behaviour>>,
 }
@@ -43,6 +57,8 @@ pub(crate) struct Server {
     pub(crate) behaviour: Arc<Mutex<Behaviour>>,
     /// The head of every request seen.
     pub(crate) requests: Arc<Mutex<Vec<String>>>,
+    /// Bytes of bodies that were sent.
+    pub(crate) sent: Arc<AtomicUsize>,
     port: u16,
 }
 
@@ -50,22 +66,29 @@ impl Server {
     pub(crate) fn start(behaviour: Behaviour) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let behaviour = Arc::new(Mutex::new(behaviour));
-        let requests = Arc::new(Mutex::new(Vec::new()));
-        let (state, seen) = (Arc::clone(&behaviour), Arc::clone(&requests));
+        let server = Self {
+            behaviour: Arc::new(Mutex::new(behaviour)),
+            requests: Arc::default(),
+            sent: Arc::default(),
+            port,
+        };
+        server.listen(listener);
+        server
+    }
+
+    /// Serves what comes to `listener` too.
+    pub(crate) fn listen(&self, listener: TcpListener) {
+        let (state, seen) = (Arc::clone(&self.behaviour), Arc::clone(&self.requests));
+        let sent = Arc::clone(&self.sent);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (state, seen) = (Arc::clone(&state), Arc::clone(&seen));
+                let sent = Arc::clone(&sent);
                 std::thread::spawn(move || {
-                    let _ = serve(stream, &state, &seen);
+                    let _ = serve(stream, &state, &seen, &sent);
                 });
             }
         });
-        Self {
-            behaviour,
-            requests,
-            port,
-        }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -85,6 +108,7 @@ fn serve(
     mut stream: TcpStream,
     state: &Mutex<Behaviour>,
     seen: &Mutex<Vec<String>>,
+    sent: &AtomicUsize,
 ) -> std::io::Result<()> {
     let mut head = String::new();
     let mut reader = BufReader::new(stream.try_clone()?);
@@ -104,7 +128,13 @@ fn serve(
                 .map(str::to_owned)
         })
     };
-    let mut behaviour = state.lock().unwrap().clone();
+    let mut behaviour = {
+        let mut state = state.lock().unwrap();
+        match state.turns.is_empty() {
+            true => state.clone(),
+            false => state.turns.remove(0),
+        }
+    };
     if let Some(mut files) = behaviour.files.take() {
         behaviour = files.remove(&path).unwrap_or(Behaviour {
             status: Some(404),
@@ -114,6 +144,9 @@ fn serve(
     let mut extra = String::new();
     if let Some(etag) = &behaviour.etag {
         extra += &format!("etag: {etag}\r\n");
+    }
+    if let Some(date) = &behaviour.last_modified {
+        extra += &format!("last-modified: {date}\r\n");
     }
     if let Some(target) = &behaviour.redirect {
         return write!(
@@ -141,7 +174,19 @@ fn serve(
             .parse::<usize>()
             .ok()
     });
-    let fresh = behaviour.etag.is_some() && field("if-range") == behaviour.etag;
+    if let (Some(status), Some(_)) = (behaviour.range_status, range) {
+        return write!(
+            stream,
+            "HTTP/1.1 {status} X\r\n{extra}content-length: 0\r\nconnection: close\r\n\r\n"
+        );
+    }
+    let condition = field("if-range");
+    let names = [&behaviour.etag, &behaviour.last_modified];
+    let fresh = condition.is_some()
+        && (behaviour.careless
+            || names
+                .iter()
+                .any(|name| name.as_ref().map(|name| name.to_lowercase()) == condition));
     let start = range.filter(|_| fresh && !behaviour.no_ranges).unwrap_or(0);
     if start >= total && start > 0 {
         return write!(
@@ -158,7 +203,8 @@ fn serve(
         extra += &format!("content-range: bytes {start}-{}/{total}\r\n", total - 1);
     }
     if !behaviour.no_length {
-        extra += &format!("content-length: {}\r\n", total - start);
+        let length = behaviour.length.unwrap_or(total);
+        extra += &format!("content-length: {}\r\n", length - start);
     }
     write!(
         stream,
@@ -166,5 +212,18 @@ fn serve(
     )?;
     std::thread::sleep(behaviour.pause);
     let end = behaviour.cut.map_or(total, |cut| (start + cut).min(total));
-    stream.write_all(&behaviour.body[start..end])
+    let end = behaviour
+        .stall
+        .map_or(end, |stall| (start + stall).min(end));
+    for piece in behaviour.body[start..end].chunks(16 << 10) {
+        stream.write_all(piece)?;
+        sent.fetch_add(piece.len(), Ordering::Relaxed);
+        if let Some(rate) = behaviour.rate {
+            std::thread::sleep(Duration::from_secs_f64(piece.len() as f64 / rate as f64));
+        }
+    }
+    if behaviour.stall.is_some() {
+        std::thread::sleep(Duration::from_secs(600));
+    }
+    Ok(())
 }

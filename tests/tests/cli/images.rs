@@ -3,10 +3,9 @@
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use nspawn_tests::cli::{Cli, Invocation};
-use nspawn_tests::{args, scratch, wait};
+use nspawn_tests::{args, scratch};
 
 /// A bare ext4 as far as anybody looks: 8 MiB with data in some of it.
 fn disk() -> Vec<u8> {
@@ -180,10 +179,7 @@ fn an_interrupted_conversion_leaves_nothing() {
     let running = cli
         .command(args!["image", "convert", &source, &target])
         .spawn();
-    let begun = wait::until(Duration::from_secs(20), || {
-        (names(folder.path()).len() > 1).then_some(())
-    });
-    assert!(begun.is_some(), "nothing was begun");
+    running.wait_for_stderr("unpacking ");
     running.signal(libc::SIGINT);
     running
         .finish()

@@ -64,3 +64,14 @@ fn a_publisher_s_checksum_file_is_asked_for() {
     elsewhere.expect_code(0);
     assert_eq!(listed(&cli)["verified"], format!("checksum by {named}"));
 }
+
+#[test]
+fn a_signature_of_a_container_image_is_refused_by_name() {
+    let cli = Cli::new();
+    let arguments = ["image", "pull", "oci:debian:12", "--verify", "signature"];
+    cli.run(arguments)
+        .expect_code(1)
+        .expect_stderr("cannot verify oci:debian:12")
+        .expect_stderr("a signature of a container image is not looked for")
+        .expect_stderr("hint: name the image by its digest, as oci:NAME@sha256:HEX");
+}

@@ -122,7 +122,9 @@ impl Step {
             Self::Build => cargo(&["build", "--workspace"]),
             Self::Doctest => cargo(&["test", "--workspace", "--doc"]),
             Self::Examples => examples(),
-            Self::Bench => process::run(&mut limited(&bench::command(true, &[]), STEP_LIMIT)),
+            Self::Bench => bench::run_all(true, &[], |command| {
+                process::run(&mut limited(command, STEP_LIMIT))
+            }),
             Self::Fuzz => fuzz::run_all(fuzz_seconds(args)?),
             Self::Test => tests(&args.filter),
         }

@@ -19,6 +19,9 @@ pub(crate) struct FetchOptions {
     /// Use only what is in the store already
     #[arg(long, conflicts_with = "refresh")]
     offline: bool,
+    /// Connections that a long download may use at once
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
+    connections: u8,
     #[command(flatten)]
     registry: RegistryOptions,
     #[command(flatten)]
@@ -43,6 +46,7 @@ impl FetchOptions {
         self.verify.apply(&mut options);
         options.refresh = self.refresh;
         options.offline = self.offline;
+        options.connections = self.connections.into();
         options.snapshot.clone_from(&self.qcow2.snapshot);
         options.allow_backing.clone_from(&self.qcow2.allow_backing);
         options.cancel = cancel.clone();
