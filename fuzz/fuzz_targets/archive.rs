@@ -23,23 +23,7 @@ const BYTES: u64 = 1 << 20;
 fn stage() -> &'static Path {
     static STAGE: OnceLock<PathBuf> = OnceLock::new();
     STAGE.get_or_init(|| {
-        let memory = Path::new("/dev/shm");
-        let above = if memory.is_dir() {
-            memory.to_owned()
-        } else {
-            std::env::temp_dir()
-        };
-        let stage = above.join(format!("nspawn-fuzz-archive-{}", std::process::id()));
-        // What earlier runs left, which never end in order.
-        for entry in fs::read_dir(&above).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let pid = name
-                .to_str()
-                .and_then(|name| name.strip_prefix("nspawn-fuzz-archive-"));
-            if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-                let _ = nspawn_image::remove_tree(&entry.path());
-            }
-        }
+        let stage = nspawn_fuzz::scratch_folder("archive");
         fs::create_dir_all(stage.join("beside/folder")).expect("a folder for the stage");
         for name in ["sentinel", "beside/sentinel", "beside/folder/sentinel"] {
             fs::write(stage.join(name), name).expect("a file on the stage");

@@ -1,7 +1,8 @@
 //! The root file system of a disk image: partition table in, one [`RootPartition`] out.
 //!
-//! Flow: [`PartitionTable::read`] -> [`PartitionTable::root`] -> [`RootPartition`]. GPT first (the backup where
-//! the primary is broken, in sectors of 512 or 4096 bytes), then MBR, then a bare file system.
+//! Flow: [`PartitionTable::read`] -> [`PartitionTable::root`] -> [`RootPartition`]. The MBR says whether it is one or
+//! stands before a GPT (the backup is read where the primary is broken, in sectors of 512 or 4096 bytes); without
+//! either, one file system fills the disk.
 //!
 //! The rules are those systemd-nspawn applies itself: the root type of the machine's architecture, the newest
 //! label among several; else exactly one generic Linux partition; in an MBR one Linux partition that is marked
@@ -132,6 +133,8 @@ pub struct PartitionTable {
     pub partitions: Vec<Partition>,
     /// Length of the disk, in bytes.
     pub disk_size: u64,
+    /// What is wrong with it.
+    pub warnings: Vec<DiskWarning>,
 }
 
 /// The file system to boot from.
@@ -150,6 +153,54 @@ pub struct RootPartition {
     pub kind: Option<PartitionType>,
     /// The partition's label; empty where there is none.
     pub label: String,
+    /// What is wrong with the disk it was found on.
+    pub warnings: Vec<DiskWarning>,
+}
+
+/// Something that is wrong with a disk and does not keep it from being used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DiskWarning {
+    /// The first copy of the partition table is damaged, and the one at the end was read: what is damaged there.
+    BackupTable(&'static str),
+    /// Another partition takes a part of the root's bytes.
+    Overlap {
+        /// The root.
+        root: Partition,
+        /// The first of the others.
+        other: Partition,
+    },
+}
+
+impl fmt::Display for DiskWarning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BackupTable(reason) => write!(
+                f,
+                "the partition table at the start of the disk is damaged ({reason}), the copy at its end is used"
+            ),
+            Self::Overlap { root, other } => {
+                write!(
+                    f,
+                    "the root, partition {root}, and partition {other} lie over each other"
+                )
+            }
+        }
+    }
+}
+
+impl DiskWarning {
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::BackupTable(_) => {
+                "download or copy the image again; `sgdisk --verify` tells more"
+            }
+            Self::Overlap { .. } => {
+                "what was written to the one has damaged the other: make the image anew"
+            }
+        }
+    }
 }
 
 /// Why a disk has no root file system.
@@ -240,40 +291,50 @@ impl PartitionTable {
             sector_size,
             partitions,
             disk_size,
+            warnings: Vec::new(),
         };
+        // As the kernel does it: a GPT counts where the MBR says that there is one. Without that, it is what another
+        // table or file system has left of the one before it, unless there is nothing else.
+        let mbr = mbr::read(disk, disk_size)?;
+        let is_protective = matches!(mbr, mbr::Found::Protective);
+        let is_empty = matches!(mbr, mbr::Found::Table(_));
+        match mbr {
+            // A boot sector may precede a bare file system, and a file system's own first sector may end like an
+            // MBR's: entries that make sense decide.
+            mbr::Found::Table(partitions) if !partitions.is_empty() => {
+                return Ok(table(Scheme::Mbr, 512, partitions));
+            }
+            _ if !is_protective && probe::probe(disk, 0, disk_size)?.is_some() => {
+                return Ok(table(Scheme::Bare, 512, Vec::new()));
+            }
+            _ => {}
+        }
         match gpt::read(disk, disk_size)? {
             gpt::Found::Table {
                 sector_size,
-                backup,
+                first_is,
                 partitions,
             } => {
-                let scheme = if backup {
-                    Scheme::GptBackup
-                } else {
-                    Scheme::Gpt
+                let scheme = match first_is {
+                    Some(_) => Scheme::GptBackup,
+                    None => Scheme::Gpt,
                 };
-                return Ok(table(scheme, sector_size, partitions));
+                let mut found = table(scheme, sector_size, partitions);
+                let warning = first_is.map(DiskWarning::BackupTable);
+                found.warnings.extend(warning);
+                return Ok(found);
             }
             gpt::Found::Damaged(reason) => return Err(DiskError::Damaged(reason)),
             gpt::Found::Nothing => {}
         }
-        // A boot sector may precede a bare file system, and a file system's own first sector may end like an
-        // MBR's: entries that make sense decide.
-        match mbr::read(disk, disk_size)? {
-            mbr::Found::Table(partitions) if !partitions.is_empty() => {
-                return Ok(table(Scheme::Mbr, 512, partitions));
-            }
-            found => {
-                if probe::probe(disk, 0, disk_size)?.is_some() {
-                    return Ok(table(Scheme::Bare, 512, Vec::new()));
-                }
-                if matches!(found, mbr::Found::Protective) {
-                    return Err(DiskError::Damaged("an MBR that promises a GPT, and no GPT"));
-                }
-                if matches!(found, mbr::Found::Table(_)) {
-                    return Err(DiskError::Empty);
-                }
-            }
+        if probe::probe(disk, 0, disk_size)?.is_some() {
+            return Ok(table(Scheme::Bare, 512, Vec::new()));
+        }
+        if is_protective {
+            return Err(DiskError::Damaged("an MBR that promises a GPT, and no GPT"));
+        }
+        if is_empty {
+            return Err(DiskError::Empty);
         }
         Err(DiskError::NoTable)
     }
@@ -297,6 +358,7 @@ impl PartitionTable {
                 number: None,
                 kind: None,
                 label: String::new(),
+                warnings: self.warnings.clone(),
             });
         };
         let end = partition.offset.saturating_add(partition.length);
@@ -310,6 +372,22 @@ impl PartitionTable {
         let Some(filesystem) = file_system(disk, partition.offset, partition.length)? else {
             return Err(DiskError::NoFileSystem(partition.clone()));
         };
+        let is_over = |other: &&Partition| {
+            let (start, length) = (other.offset, other.length);
+            other.number != partition.number
+                && start < end
+                && partition.offset < start.saturating_add(length)
+        };
+        let mut warnings = self.warnings.clone();
+        warnings.extend(
+            self.partitions
+                .iter()
+                .find(is_over)
+                .map(|other| DiskWarning::Overlap {
+                    root: partition.clone(),
+                    other: other.clone(),
+                }),
+        );
         Ok(RootPartition {
             offset: partition.offset,
             length: partition.length,
@@ -317,6 +395,7 @@ impl PartitionTable {
             number: Some(partition.number),
             kind: Some(partition.kind),
             label: partition.label.clone(),
+            warnings,
         })
     }
 

@@ -30,6 +30,9 @@ fn gpt_disk(sector: usize, partitions: &[(Guid, &str, u64, u64)]) -> Vec<u8> {
         let mut header = [0; 92];
         header[..8].copy_from_slice(b"EFI PART");
         header[12..16].copy_from_slice(&92_u32.to_le_bytes());
+        header[24..32].copy_from_slice(&(lba as u64).to_le_bytes());
+        header[40..48].copy_from_slice(&(2 + table_sectors as u64).to_le_bytes());
+        header[48..56].copy_from_slice(&((last - table_sectors - 1) as u64).to_le_bytes());
         header[72..80].copy_from_slice(&(entries_lba as u64).to_le_bytes());
         header[80..84].copy_from_slice(&128_u32.to_le_bytes());
         header[84..88].copy_from_slice(&128_u32.to_le_bytes());
@@ -92,8 +95,89 @@ fn the_backup_is_used_when_the_first_copy_is_broken() {
             (table.scheme, table.sector_size),
             (Scheme::GptBackup, sector)
         );
+        let warnings = &root(&disk).unwrap().warnings;
+        assert_eq!(warnings, &table.warnings);
+        assert!(
+            warnings[0]
+                .to_string()
+                .contains("header's checksum is wrong"),
+            "{warnings:?}"
+        );
+        put(&mut disk, sector, &[0; 8]);
+        let warning = PartitionTable::read(&disk).unwrap().warnings[0].to_string();
+        assert!(warning.contains("no GPT header at the start"), "{warning}");
         put(&mut disk, 8 * MIB - sector + 40, &[9]);
         assert!(matches!(root(&disk), Err(DiskError::Damaged(_))));
+    }
+}
+
+/// Changes the header or an entry of both copies and makes their checksums right again.
+fn with_tables(mut disk: Vec<u8>, change: impl Fn(&mut [u8], &mut [u8])) -> Vec<u8> {
+    let last = disk.len() - 512;
+    for at in [512, last] {
+        let u64_at = |disk: &[u8], at: usize| {
+            u64::from_le_bytes(disk[at..at + 8].try_into().unwrap()) as usize
+        };
+        let start = u64_at(&disk, at + 72) * 512;
+        let mut header = disk[at..at + 92].to_vec();
+        let mut entries = disk[start..start + 128 * 128].to_vec();
+        change(&mut header, &mut entries);
+        header[88..92].copy_from_slice(&crc32fast::hash(&entries).to_le_bytes());
+        header[16..20].fill(0);
+        let crc = crc32fast::hash(&header);
+        header[16..20].copy_from_slice(&crc.to_le_bytes());
+        disk[at..at + 92].copy_from_slice(&header);
+        disk[start..start + entries.len()].copy_from_slice(&entries);
+    }
+    disk
+}
+
+#[test]
+fn a_table_that_partitions_may_lie_over_is_damaged() {
+    let disk = || gpt_disk(512, &[(gpt::ROOT_X86_64, "", 2, 6)]);
+    assert!(matches!(
+        root(&ext4(with_tables(disk(), |_, _| {}), 2 * MIB)),
+        Ok(found) if found.offset == 2 * MIB
+    ));
+    // The entries at the start would lie in what is usable, those at the end do not.
+    let bent = with_tables(disk(), |header, _| put(header, 40, &33_u64.to_le_bytes()));
+    let scheme = PartitionTable::read(&bent).unwrap().scheme;
+    assert_eq!(scheme, Scheme::GptBackup);
+    let table: [(usize, u64, &str); 5] = [
+        (24, 3, "stands elsewhere"),
+        (40, 0, "lie over it"),
+        (40, 1, "lie over it"),
+        (72, 4096, "lie over it"),
+        (72, 1, "entries lie over"),
+    ];
+    for (at, value, text) in table {
+        let bent = with_tables(disk(), |header, _| {
+            put(header, at as u64, &value.to_le_bytes())
+        });
+        let error = root(&bent).unwrap_err().to_string();
+        assert!(error.contains(text), "{at}: {error}");
+    }
+}
+
+#[test]
+fn entries_outside_of_what_is_usable_are_passed_over() {
+    for (first, last) in [
+        (0_u64, 8191_u64),
+        (1, 8191),
+        (4096, 16383),
+        (4096, u64::MAX / 512),
+    ] {
+        let disk = gpt_disk(
+            512,
+            &[(gpt::ROOT_X86_64, "no", 1, 2), (gpt::ROOT_X86_64, "", 2, 6)],
+        );
+        let disk = with_tables(disk, |_, entries| {
+            put(entries, 32, &first.to_le_bytes());
+            put(entries, 40, &last.to_le_bytes());
+        });
+        let table = PartitionTable::read(&disk).unwrap();
+        assert_eq!(table.partitions.len(), 1, "{first} {last}");
+        assert_eq!(root(&ext4(disk, 2 * MIB)).unwrap().number, Some(2));
     }
 }
 
@@ -180,8 +264,11 @@ fn mbr_takes_the_bootable_or_only_linux_partition() {
     let mut logical = mbr_disk(&[(0, 0x05, 2048, 4096)]);
     let block = mbr_disk(&[(0, 0x83, 2048, 1024), (0, 0x05, 0, 0)]);
     put(&mut logical, MIB, &block[..512]);
-    let found = root(&ext4(logical, 2 * MIB)).unwrap();
+    let found = root(&ext4(logical.clone(), 2 * MIB)).unwrap();
     assert_eq!((found.number, found.offset), (Some(5), 2 * MIB));
+    // one that starts where its own entry stands
+    put(&mut logical, MIB + 446 + 8, &[0; 4]);
+    assert!(matches!(root(&logical), Err(DiskError::Empty)));
 }
 
 #[test]

@@ -1,4 +1,9 @@
 //! The GUID partition table. Source: UEFI Specification 2.10, chapter 5.
+//!
+//! A table is believed under the conditions of Linux block/partitions/efi.c and of libblkid, so that what is found here
+//! is what systemd-nspawn finds: a header says where it stands, what is usable holds neither the header nor the entries,
+//! and entries that end before they start or lie outside of what is usable are passed over. A disk that is cut short is told by its partitions, not by
+//! its header.
 
 use std::fmt;
 use std::io;
@@ -121,7 +126,8 @@ impl fmt::Debug for Guid {
 pub(crate) enum Found {
     Table {
         sector_size: u64,
-        backup: bool,
+        /// Why the first copy was not used, where it is the second.
+        first_is: Option<&'static str>,
         partitions: Vec<Partition>,
     },
     Damaged(&'static str),
@@ -136,9 +142,10 @@ pub(crate) fn read(disk: &(impl ReadAt + ?Sized), disk_size: u64) -> io::Result<
         for (offset, backup) in [(sector_size, false), (last, true)] {
             match table(disk, disk_size, offset, sector_size)? {
                 Ok(Some(partitions)) => {
+                    let reason = damaged.unwrap_or("there is no GPT header at the start");
                     return Ok(Found::Table {
                         sector_size,
-                        backup,
+                        first_is: backup.then_some(reason),
                         partitions,
                     });
                 }
@@ -175,6 +182,14 @@ fn table(
     if crc32fast::hash(&summed[..size]) != stored {
         return Ok(Err("the GPT header's checksum is wrong"));
     }
+    let (own, first_usable, last_usable) = (
+        u64_le(&header[24..]),
+        u64_le(&header[40..]),
+        u64_le(&header[48..]),
+    );
+    if own != offset / sector_size {
+        return Ok(Err("the GPT header says that it stands elsewhere"));
+    }
     let (entries_lba, count, entry_size, entries_crc) =
         (u64_le(&header[72..]), u32_at(80), u32_at(84), u32_at(88));
     if !(128..=MAX_ENTRY).contains(&entry_size)
@@ -193,6 +208,15 @@ fn table(
     {
         return Ok(Err("the GPT's entries lie beyond the disk"));
     }
+    let usable = first_usable..=last_usable;
+    let end = entries_lba.saturating_add((length as u64).div_ceil(sector_size).max(1) - 1);
+    let is_apart = end < first_usable || entries_lba > last_usable;
+    if entries_lba < 2 || (entries_lba..=end).contains(&own) {
+        return Ok(Err("the GPT says that its entries lie over its header"));
+    }
+    if first_usable < 2 || usable.contains(&own) || !is_apart {
+        return Ok(Err("the GPT says that partitions may lie over it"));
+    }
     let mut entries = vec![0; length]; // at most 4 MiB, and within the disk
     disk.read_exact_at(&mut entries, start)?;
     if crc32fast::hash(&entries) != entries_crc {
@@ -204,10 +228,14 @@ fn table(
             continue;
         }
         let (first, last) = (u64_le(&entry[32..]), u64_le(&entry[40..]));
-        let sectors = last.checked_sub(first).and_then(|n| n.checked_add(1));
-        let bytes = sectors.and_then(|n| n.checked_mul(sector_size));
+        if first > last || !usable.contains(&first) || !usable.contains(&last) {
+            continue;
+        }
+        let bytes = (last - first)
+            .checked_add(1)
+            .and_then(|sectors| sectors.checked_mul(sector_size));
         let (Some(offset), Some(length)) = (first.checked_mul(sector_size), bytes) else {
-            return Ok(Err("a GPT entry ends before it starts"));
+            continue;
         };
         let units: Vec<u16> = entry[56..128]
             .chunks_exact(2)

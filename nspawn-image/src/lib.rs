@@ -53,8 +53,8 @@ mod version;
 
 pub use digest::{Digest, DigestError};
 pub use disk::{
-    Architecture, DiskError, FileSystem, Partition, PartitionTable, PartitionType, RootPartition,
-    Scheme,
+    Architecture, DiskError, DiskWarning, FileSystem, Partition, PartitionTable, PartitionType,
+    RootPartition, Scheme,
 };
 pub use error::{ErrorKind, ImageError};
 pub use export::{ConvertOptions, convert_file};
@@ -74,4 +74,4 @@ pub use store::{
     Damage, PruneOptions, PruneReport, Pruned, PrunedKind, Soundness, Store, StoredImage,
 };
 pub use unpack::{TreeWriter, UnpackError, remove_tree};
-pub use verify::{ChecksumEntry, ChecksumFile, ChecksumFileError, VerifyError};
+pub use verify::{ChecksumEntry, ChecksumFile, ChecksumFileError, Keyring, VerifyError};

@@ -90,17 +90,21 @@ fn logical(
     partitions: &mut Vec<Partition>,
 ) -> io::Result<()> {
     let mut block = base;
+    // In any order: where one was taken away and made anew, the chain runs backwards too.
+    let mut seen = Vec::new();
     for number in 5..5 + MAX_LOGICAL {
-        if block >= sectors {
+        if block >= sectors || seen.contains(&block) {
             return Ok(());
         }
+        seen.push(block);
         let Some([entry, next, ..]) = entries(disk, block)? else {
             return Ok(());
         };
-        if entry.kind != 0 && entry.sectors > 0 {
+        // One that starts with its own entry is none.
+        if entry.kind != 0 && entry.first > 0 && entry.sectors > 0 {
             partitions.push(partition(number, &entry, block));
         }
-        if !matches!(next.kind, 0x05 | 0x0f | 0x85) || base + next.first <= block {
+        if !matches!(next.kind, 0x05 | 0x0f | 0x85) {
             return Ok(());
         }
         block = base + next.first;

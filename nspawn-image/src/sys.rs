@@ -1,6 +1,7 @@
-//! The one file with `unsafe`: writes that the kernel carries out while the next bytes are decoded.
+//! The one file with `unsafe`: writes that the kernel carries out while the next bytes are decoded, blocks that files
+//! share, and loop devices.
 //!
-//! What makes them sound: the ring owns the buffers; one that the kernel may still read is neither handed out for
+//! What makes the writes sound: the ring owns the buffers; one that the kernel may still read is neither handed out for
 //! writing nor freed.
 #![allow(unsafe_code)]
 
@@ -238,6 +239,84 @@ pub(crate) fn clone_range(
     // JUSTIFICATION: rustix wraps FICLONE alone, which shares whole files.
     // SAFETY: the kernel reads one structure of the kind that FICLONERANGE takes; both descriptors are open.
     let result = unsafe { libc::ioctl(output.as_raw_fd(), libc::FICLONERANGE, &raw const range) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// A `LOOP_CONFIGURE` argument. Source: linux/loop.h, `struct loop_config` and, from `device` on, `struct loop_info64`.
+#[repr(C)]
+struct LoopConfig {
+    file: u32,
+    block_size: u32,
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    size_limit: u64,
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    flags: u32,
+    file_name: [u8; 64],
+    crypt_name: [u8; 64],
+    encrypt_key: [u8; 32],
+    init: [u64; 2],
+    reserved: [u64; 8],
+}
+
+/// Source: linux/loop.h.
+const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
+const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
+const LO_FLAGS_READ_ONLY: u32 = 1;
+const LO_FLAGS_AUTOCLEAR: u32 = 4;
+
+/// Asks `/dev/loop-control` for the number of a free loop device; it is not reserved for the caller.
+///
+/// # Errors
+///
+/// What the kernel says. Source: loop(4).
+pub(crate) fn loop_get_free(control: BorrowedFd<'_>) -> io::Result<u32> {
+    // JUSTIFICATION: rustix wraps no request of loop devices.
+    // SAFETY: the request takes no argument and touches none of our memory.
+    let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
+    u32::try_from(number).map_err(|_| io::Error::last_os_error())
+}
+
+/// Attaches `length` bytes from `offset` of `file` to a loop device, read-only, and detached by the kernel when the
+/// last user closes it.
+///
+/// # Errors
+///
+/// `EBUSY` where another process took the device first. Source: loop(4), `LOOP_CONFIGURE`, Linux 5.8.
+pub(crate) fn loop_attach(
+    device: BorrowedFd<'_>,
+    file: BorrowedFd<'_>,
+    offset: u64,
+    length: u64,
+) -> io::Result<()> {
+    let config = LoopConfig {
+        file: u32::try_from(file.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        block_size: 512,
+        device: 0,
+        inode: 0,
+        rdevice: 0,
+        offset,
+        size_limit: length,
+        number: 0,
+        encrypt_type: 0,
+        encrypt_key_size: 0,
+        flags: LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR,
+        file_name: [0; 64],
+        crypt_name: [0; 64],
+        encrypt_key: [0; 32],
+        init: [0; 2],
+        reserved: [0; 8],
+    };
+    // JUSTIFICATION: rustix wraps no request of loop devices.
+    // SAFETY: the argument is the structure the request asks for, alive for the call, and only read.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use nspawn_image::{
     ImageError, ImageFormat, InspectOptions, Inspection, MachineId, Scheme, Severity,
@@ -276,11 +277,163 @@ fn no_damage_to_a_file_system_brings_it_down() {
     // A superblock that promises the most it can.
     fs::write(&disk, &whole).unwrap();
     let file = File::options().write(true).open(&disk).unwrap();
-    for (at, value) in [(4, u32::MAX), (32, 1), (24, 40), (40, 1)] {
+    for (at, value) in [(4, u32::MAX), (0x150, 0x100), (32, 1), (24, 40), (40, 1)] {
         file.write_all_at(&value.to_le_bytes(), ROOT + 1024 + at)
             .unwrap();
         let found = inspect(&disk);
         assert!(found.os.is_none() && found.unread.is_some(), "{at}");
         fs::write(&disk, &whole).unwrap();
+    }
+}
+
+#[test]
+fn a_link_of_a_terabyte_takes_no_memory() {
+    let fixture = Fixture::new();
+    let tree = fixture.tree();
+    let long = format!("{}../usr/lib/os-release", "./".repeat(40));
+    fs::remove_file(tree.join("etc/os-release")).unwrap();
+    std::os::unix::fs::symlink(long, tree.join("etc/os-release")).unwrap();
+    let disk = fixture.text("bare");
+    File::create(&disk).unwrap().set_len(8 << 20).unwrap();
+    run(
+        "mkfs.ext4",
+        &["-q", "-F", "-d", tree.to_str().unwrap(), &disk],
+    );
+    is_the_tree(&inspect(disk.as_ref()));
+    let claim = format!("set_inode_field /etc/os-release size {}", 1_u64 << 40);
+    run("debugfs", &["-w", "-R", &claim, &disk]);
+    let found = inspect(disk.as_ref());
+    assert!(found.os.is_none() && found.unread.is_some());
+}
+
+/// A tree in a file system of every kind, in a partition, as the usual tools make it.
+fn made_by(fixture: &Fixture, filesystem: &str) -> PathBuf {
+    let tree = fixture.tree();
+    let tree = tree.to_str().unwrap();
+    let (part, disk) = (fixture.text("part"), fixture.text("disk"));
+    let size = |mebibytes: u64| {
+        let file = File::create(fixture.path("part")).unwrap();
+        file.set_len(mebibytes << 20).unwrap();
+    };
+    match filesystem {
+        "xfs" => {
+            size(300);
+            run("mkfs.xfs", &["-q", "-f", &part]);
+            fill(&fixture.path("part"), "xfs", tree, "");
+        }
+        "btrfs" => {
+            size(128);
+            run("mkfs.btrfs", &["-q", "-f", "--rootdir", tree, &part]);
+        }
+        "btrfs subvolume" => {
+            size(128);
+            run("mkfs.btrfs", &["-q", "-f", &part]);
+            fill(&fixture.path("part"), "btrfs", tree, "@rootfs");
+        }
+        "squashfs" => run(
+            "mksquashfs",
+            &[tree, &part, "-noappend", "-quiet", "-no-progress"],
+        ),
+        "erofs" => run("mkfs.erofs", &["--quiet", &part, tree]),
+        other => panic!("{other}"),
+    }
+    // In a partition: the place in the disk counts.
+    let content = fs::read(&part).unwrap();
+    let sectors = content.len().div_ceil(512);
+    let file = File::create(&disk).unwrap();
+    file.set_len(ROOT + content.len() as u64 + (2 << 20))
+        .unwrap();
+    let script = format!(
+        "label: gpt\nstart=8192, size={sectors}, type=0FC63DAF-8483-4772-8E79-3D69D8477DE4\n"
+    );
+    fs::write(fixture.path("script"), script).unwrap();
+    let table = format!("sfdisk -q {disk} < {}", fixture.text("script"));
+    run("sh", &["-c", &table]);
+    file.write_all_at(&content, ROOT).unwrap();
+    fixture.path("disk")
+}
+
+/// Copies a tree into a new file system, in a subvolume where one is named; the mount is in a namespace of its own.
+fn fill(part: &Path, filesystem: &str, tree: &str, subvolume: &str) {
+    let script = r#"set -e
+        mount -t "$2" -o loop "$1" /mnt
+        if [ -n "$4" ]; then btrfs -q subvolume create "/mnt/$4" || btrfs subvolume create "/mnt/$4"; fi
+        cp -a "$3/." "/mnt/$4"
+        umount /mnt"#;
+    let part = part.to_str().unwrap();
+    let arguments = [
+        "--mount", "sh", "-c", script, "sh", part, filesystem, tree, subvolume,
+    ];
+    run("unshare", &arguments);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn root_other_file_systems_are_read_by_a_mount_that_nobody_sees() {
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let loops = || {
+        let backing =
+            |entry: fs::DirEntry| fs::read_to_string(entry.path().join("loop/backing_file"));
+        let found = fs::read_dir("/sys/block")
+            .unwrap()
+            .flatten()
+            .filter_map(|e| backing(e).ok());
+        found.collect::<String>()
+    };
+    let before = mounts();
+    for filesystem in ["xfs", "btrfs", "btrfs subvolume", "squashfs", "erofs"] {
+        let fixture = Fixture::new();
+        let disk = made_by(&fixture, filesystem);
+        let mut options = InspectOptions::default();
+        let found = Inspection::of(&disk, &options).unwrap();
+        let why = found.unread.unwrap();
+        assert!(
+            found.os.is_none() && why.contains("not allowed"),
+            "{filesystem}: {why}"
+        );
+        let whole = fs::read(&disk).unwrap();
+        options.mount = true;
+        let found = Inspection::of(&disk, &options).unwrap();
+        is_the_tree(&found);
+        let name = filesystem.split(' ').next().unwrap();
+        assert_eq!(found.root.unwrap().filesystem.to_string(), name);
+        assert!(
+            fs::read(&disk).unwrap() == whole,
+            "{filesystem} was written to"
+        );
+        assert_eq!(mounts(), before, "{filesystem}");
+        // The kernel lets go of the device on its own time.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while loops().contains(disk.to_str().unwrap()) {
+            assert!(
+                Instant::now() < deadline,
+                "{filesystem} holds a loop device"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // In a qcow2, whose bytes are not the disk's.
+        if filesystem == "erofs" {
+            let qcow2 = fixture.text("qcow2");
+            run(
+                "qemu-img",
+                &["convert", "-O", "qcow2", disk.to_str().unwrap(), &qcow2],
+            );
+            let found = Inspection::of(qcow2.as_ref(), &options).unwrap();
+            assert!(found.unread.unwrap().contains("raw disk"));
+        }
+        // What the kernel refuses is said.
+        let file = File::options().write(true).open(&disk).unwrap();
+        let magic = if name == "btrfs" { 0x10040 } else { 0 };
+        file.write_all_at(
+            &vec![0xa5; 2048],
+            ROOT + magic + 64 + if name == "erofs" { 1024 } else { 0 },
+        )
+        .unwrap();
+        let found = Inspection::of(&disk, &options).unwrap();
+        let why = found.unread.unwrap();
+        assert!(
+            found.os.is_none() && why.contains("cannot be read: "),
+            "{filesystem}: {why}"
+        );
     }
 }

@@ -120,7 +120,8 @@ struct Decoders {
 
 impl Decoders {
     /// Fills `output`, a whole cluster; bytes after the compressed data are no error. What the fast decoders
-    /// refuse is tried again as QEMU does it, which takes streams that are longer than the cluster.
+    /// refuse is tried again as QEMU does it, which takes deflate streams that are longer than the cluster, and zstd
+    /// frames that make it up together.
     fn decode(&mut self, compression: Compression, input: &[u8], output: &mut [u8]) -> bool {
         match compression {
             Compression::Zlib => {
@@ -157,13 +158,14 @@ fn unzstd_slowly(input: &[u8], output: &mut [u8]) -> bool {
     let size = output.len();
     let mut input = InBuffer::around(input);
     let mut output = OutBuffer::around(output);
+    let mut left_of_frame = 0;
     while output.pos() < size {
         let before = (input.pos, output.pos());
-        if context.decompress_stream(&mut output, &mut input).is_err()
-            || before == (input.pos, output.pos())
-        {
-            return false;
+        match context.decompress_stream(&mut output, &mut input) {
+            Ok(left) if before != (input.pos, output.pos()) => left_of_frame = left,
+            _ => return false,
         }
     }
-    true
+    // A frame that goes on holds more than a cluster, which nothing that is sound does.
+    left_of_frame == 0
 }

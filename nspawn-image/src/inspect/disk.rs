@@ -38,6 +38,14 @@ impl Disk {
         })
     }
 
+    /// The file whose bytes are the disk's own, where they are.
+    pub(super) fn raw(&self) -> Option<&File> {
+        match &self.source {
+            Source::Raw(file) => Some(file),
+            Source::Qcow2(_) => None,
+        }
+    }
+
     fn piece(&self, number: u64) -> io::Result<Arc<[u8]>> {
         let mut pieces = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(piece) = pieces.get(&number) {

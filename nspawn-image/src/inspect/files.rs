@@ -53,6 +53,11 @@ impl Folder {
         Ok(Self(rustix::fs::open(path, flags, Mode::empty())?))
     }
 
+    /// A folder that is open, if only as a path.
+    pub(super) fn new(folder: OwnedFd) -> Self {
+        Self(folder)
+    }
+
     fn at(&self, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         openat2(

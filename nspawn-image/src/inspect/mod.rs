@@ -1,4 +1,4 @@
-//! What an image holds, without booting, mounting or converting it.
+//! What an image holds, without booting or converting it.
 //!
 //! Flow: format of the file -> the disk in it -> partition table -> root file system -> [`Os`] -> [`Problem`]s. What
 //! cannot be read is said in [`Inspection::unread`] and ends nothing: the rest stands.
@@ -6,6 +6,7 @@
 mod disk;
 mod ext4;
 mod files;
+mod mounted;
 mod os;
 mod problems;
 
@@ -38,6 +39,9 @@ pub struct InspectOptions {
     pub allow_backing: Option<PathBuf>,
     /// Caps on what the image may hold.
     pub limits: Limits,
+    /// Whether a file system that cannot be read otherwise may be given to the kernel, read-only and where nobody sees
+    /// it. Takes root, and a raw disk. Default: no.
+    pub mount: bool,
 }
 
 /// What an image is stored as.
@@ -145,7 +149,7 @@ impl Inspection {
             Format::Raw => {
                 inspection.format = ImageFormat::Raw;
                 inspection.virtual_size = inspection.file_size;
-                inspection.disk(Disk::new(Source::Raw(file)).at("read", path)?);
+                inspection.disk(Disk::new(Source::Raw(file)).at("read", path)?, options);
             }
             Format::Qcow2 => inspection.qcow2(file, options)?,
             Format::Tar => inspection.packed("tar"),
@@ -203,11 +207,11 @@ impl Inspection {
         };
         self.format = ImageFormat::Qcow2(Box::new(header), snapshots);
         let disk = Disk::new(Source::Qcow2(Box::new(image))).at("read", &self.path)?;
-        self.disk(disk);
+        self.disk(disk, options);
         Ok(())
     }
 
-    fn disk(&mut self, disk: Disk) {
+    fn disk(&mut self, disk: Disk, options: &InspectOptions) {
         let table = match PartitionTable::read(&disk) {
             Ok(table) => table,
             Err(error) => return self.no_root(&error),
@@ -224,6 +228,14 @@ impl Inspection {
             });
         }
         let root = table.root(&disk, Architecture::native());
+        let warnings = match &root {
+            Ok(root) => &root.warnings,
+            Err(_) => &table.warnings,
+        };
+        for warning in warnings {
+            self.problems
+                .push(Problem::note(warning.to_string(), warning.hint()));
+        }
         self.table = Some(table);
         let root = match root {
             Ok(root) => root,
@@ -233,10 +245,27 @@ impl Inspection {
             let files = Ext4Files::open(Arc::new(disk), &root);
             self.os(files.and_then(|files| Os::read(&files)));
         } else {
-            self.unread = Some(format!(
-                "the files in its {} are not read: of disks only ext4 is, as that needs no mount",
-                root.filesystem
-            ));
+            let without = |why: &str| {
+                Some(format!(
+                    "the files in its {} are not read: {why}",
+                    root.filesystem
+                ))
+            };
+            match disk.raw() {
+                Some(file) if options.mount && mounted::is_allowed() => {
+                    self.os(mounted::open(file, &root).and_then(|files| Os::read(&files)));
+                }
+                Some(_) if options.mount => {
+                    self.unread =
+                        without("that takes a mount, and so root; only ext4 is read without");
+                }
+                Some(_) => self.unread = without("that takes a mount, which was not allowed"),
+                None => {
+                    self.unread = without(
+                        "they are in a raw disk alone: pull the image and inspect it by its name, or convert it",
+                    );
+                }
+            }
         }
         self.root = Some(root);
     }

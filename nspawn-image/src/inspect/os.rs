@@ -402,9 +402,10 @@ fn fstab(text: &str) -> Vec<FstabEntry> {
         let mut word = || {
             words
                 .next()
-                .map(|word| word.chars().take(256).collect::<String>())
+                // Shown to people: nothing in it steers a terminal.
+                .map(|word| word.chars().filter(|c| !c.is_control()).take(256).collect())
         };
-        let (source, target, kind) = (word()?, word()?, word()?);
+        let (source, target, kind): (String, String, String) = (word()?, word()?, word()?);
         (!source.starts_with('#')).then_some(FstabEntry {
             source,
             target,
@@ -442,13 +443,14 @@ mod tests {
 
     #[test]
     fn entries_of_fstab() {
-        let text = "# a comment\nUUID=1 / ext4 defaults 0 1\n\ntmpfs /tmp tmpfs\nshort line\n";
+        let text =
+            "# a comment\nUUID=1 / ext4 defaults 0 1\n\ntmpfs /tmp\u{1b}[2J tmpfs\nshort line\n";
         let entries = fstab(text);
         let shown: Vec<_> = entries
             .iter()
             .map(|e| (e.target.as_str(), e.is_device()))
             .collect();
-        assert_eq!(shown, [("/", true), ("/tmp", false)]);
+        assert_eq!(shown, [("/", true), ("/tmp[2J", false)]);
     }
 
     fn put(root: &Path, path: &str, content: &[u8]) {

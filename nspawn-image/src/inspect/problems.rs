@@ -36,7 +36,7 @@ impl Problem {
         }
     }
 
-    fn note(what: impl Into<String>, hint: impl Into<Option<&'static str>>) -> Self {
+    pub(super) fn note(what: impl Into<String>, hint: impl Into<Option<&'static str>>) -> Self {
         Self {
             severity: Severity::Note,
             ..Self::fatal(what, hint)

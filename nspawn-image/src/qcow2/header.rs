@@ -215,7 +215,9 @@ impl Header {
             let format = extensions
                 .iter()
                 .find(|(kind, ..)| *kind == EXTENSION_BACKING_FORMAT)
-                .map(|(_, at, length)| raw.text(*at, *length));
+                .map(|(_, at, length)| raw.text(*at, *length))
+                // As QEMU takes it: none was given.
+                .filter(|format| !format.is_empty());
             backing = Some(Backing {
                 name: raw.text(backing_offset, backing_length.into()),
                 format,

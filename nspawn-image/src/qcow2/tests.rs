@@ -89,6 +89,35 @@ fn a_stream_longer_than_its_cluster_is_read_as_qemu_reads_it() {
 }
 
 #[test]
+fn zstd_frames_make_up_a_cluster_and_no_more() {
+    let frame = |length: usize| {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.include_checksum(true).unwrap();
+        encoder.write_all(&vec![0xc4; length]).unwrap();
+        encoder.finish().unwrap()
+    };
+    let read = |packed: &[u8]| {
+        let mut bytes = image(&[1 << 62 | 1 << 61 | (4 * CLUSTER as u64)]);
+        put64(&mut bytes, 72, 8);
+        bytes[104] = 1;
+        bytes[4 * CLUSTER..][..packed.len()].copy_from_slice(packed);
+        convert(bytes).map(|bytes| bytes[..CLUSTER] == [0xc4; CLUSTER])
+    };
+    assert!(matches!(read(&frame(CLUSTER)), Ok(true)));
+    let two = [frame(CLUSTER / 2), frame(CLUSTER / 2)].concat();
+    assert!(matches!(read(&two), Ok(true)));
+    // QEMU takes neither of these for a sound image.
+    let longer = [frame(CLUSTER / 2), frame(CLUSTER)].concat();
+    for bad in [&frame(CLUSTER + 1), &longer, &frame(CLUSTER - 1)] {
+        let error = read(bad).unwrap_err();
+        assert!(
+            matches!(error, Qcow2Error::Compressed { guest: 0, .. }),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn every_bad_header_is_named() {
     type Change = fn(&mut Vec<u8>);
     let table: [(Change, &str); 19] = [
@@ -135,6 +164,13 @@ fn other_files_are_named_and_never_opened() {
     put64(&mut bytes, 8, 400);
     put32(&mut bytes, 16, 11);
     bytes[400..411].copy_from_slice(b"/etc/passwd");
+    for (format, expected) in [(&b""[..], None), (b"raw", Some("raw"))] {
+        put32(&mut bytes, 112, 0xe279_2aca);
+        put32(&mut bytes, 116, format.len() as u32);
+        bytes[120..120 + format.len()].copy_from_slice(format);
+        let backing = Header::read(&bytes, LIMIT).unwrap().backing.unwrap();
+        assert_eq!(backing.format.as_deref(), expected);
+    }
     assert!(matches!(convert(bytes), Err(Qcow2Error::BackingFile(name)) if name == "/etc/passwd"));
     let mut bytes = image(&[]);
     put64(&mut bytes, 72, 4);

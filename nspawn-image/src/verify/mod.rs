@@ -16,7 +16,8 @@ use std::io::{self, BufReader, Read};
 
 pub use checksum_file::{ChecksumEntry, ChecksumFile, ChecksumFileError};
 pub use error::VerifyError;
-use openpgp::{Keyring, Signatures};
+pub use openpgp::Keyring;
+use openpgp::Signatures;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{Digest, Digests};

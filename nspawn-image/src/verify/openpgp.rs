@@ -44,9 +44,11 @@ const MOST_SIGNATURES: usize = 16;
 const SKEW: u64 = 24 * 60 * 60;
 const ARMOUR: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----";
 
-/// The keys that signatures are checked with.
+/// Public keys that signatures are checked with.
+///
+/// All of them are trusted alike. A key that has expired, was revoked or may not sign makes no good signature.
 #[derive(Debug)]
-pub(super) struct Keyring {
+pub struct Keyring {
     keys: Vec<SignedPublicKey>,
     files: Vec<PathBuf>,
     /// Seconds since 1970.
@@ -88,10 +90,55 @@ impl Keyring {
         for path in &files {
             keys.extend(read_keys(path, what)?);
         }
+        Ok(Self::new(keys, files))
+    }
+
+    fn new(keys: Vec<SignedPublicKey>, files: Vec<PathBuf>) -> Self {
         let now = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |time| time.as_secs());
-        Ok(Self { keys, files, now })
+        Self { keys, files, now }
+    }
+
+    /// Reads keys: binary, or any number of armoured blocks one after another.
+    ///
+    /// # Errors
+    ///
+    /// [`VerifyError::Keyring`] where no public key is among the bytes. Never panics, whatever they hold.
+    pub fn parse(bytes: &[u8]) -> Result<Self, VerifyError> {
+        let path = PathBuf::from("keyring");
+        match parse_keys(bytes) {
+            Ok(keys) => Ok(Self::new(keys, vec![path])),
+            Err(reason) => Err(VerifyError::Keyring {
+                path,
+                reason: reason.to_owned(),
+            }),
+        }
+    }
+
+    /// Checks that a detached signature, armoured or binary, is a good one of `data` by a key that is here and may
+    /// sign; answers with the key's fingerprint.
+    ///
+    /// # Errors
+    ///
+    /// See [`VerifyError`]. Never panics, whatever the bytes hold.
+    pub fn check_detached(&self, signature: &[u8], data: &[u8]) -> Result<String, VerifyError> {
+        let file = "signature";
+        let signatures = Signatures::parse(signature, file).ok_or_else(|| none_in(file))??;
+        self.verify(&signatures, &|| data)
+    }
+
+    /// Checks the signature of a clear-signed text, as [`check_detached`](Self::check_detached) does; answers with the
+    /// text that is signed, its lines ended by `\r\n`, and the key's fingerprint. What stands around it is left out.
+    ///
+    /// # Errors
+    ///
+    /// See [`VerifyError`]. Never panics, whatever the bytes hold.
+    pub fn check_clear_signed(&self, bytes: &[u8]) -> Result<(String, String), VerifyError> {
+        let file = "signed text";
+        let signed = ClearSigned::parse(bytes, file).ok_or_else(|| none_in(file))??;
+        let key = self.verify(&signed.signatures, &|| signed.text.as_bytes())?;
+        Ok((signed.text, key))
     }
 
     /// Whether one of the signatures is by a key that is here and may sign, before any data is there.
@@ -426,10 +473,14 @@ fn first<T>(
             Err(_) => {}
         }
     }
-    Err(worst.unwrap_or_else(|| VerifyError::Malformed {
+    Err(worst.unwrap_or_else(|| none_in(file)))
+}
+
+fn none_in(file: &str) -> VerifyError {
+    VerifyError::Malformed {
         file: file.to_owned(),
         reason: "it holds no signature".to_owned(),
-    }))
+    }
 }
 
 fn first_good(
@@ -528,21 +579,31 @@ fn read_keys(path: &Path, what: &dyn ToString) -> Result<Vec<SignedPublicKey>, I
     if bytes.len() as u64 > KEYRING_LIMIT {
         return Err(refuse("it is too large"));
     }
+    match parse_keys(&bytes) {
+        Ok(keys) => Ok(keys),
+        // A keyring that nobody has put a key into yet.
+        Err(_) if bytes.is_empty() => Ok(Vec::new()),
+        Err(reason) => Err(refuse(reason)),
+    }
+}
+
+/// The keys among `bytes`, or why there are none.
+fn parse_keys(bytes: &[u8]) -> Result<Vec<SignedPublicKey>, &'static str> {
     if bytes.get(8..12) == Some(b"KBXf") {
-        return Err(refuse("it is a keybox, which GnuPG alone reads"));
+        return Err("it is a keybox, which GnuPG alone reads");
     }
     let mut keys = Vec::new();
     if bytes.first().is_some_and(|byte| byte & 0x80 != 0) {
-        keys.extend(keys_of(bytes.as_slice()));
+        keys.extend(keys_of(bytes));
     } else {
-        let text = String::from_utf8_lossy(&bytes);
+        let text = String::from_utf8_lossy(bytes);
         for block in text.split(ARMOUR).skip(1).take(MOST_KEYS) {
             let block = format!("{ARMOUR}{block}");
             keys.extend(keys_of(BufReader::new(Dearmor::new(block.as_bytes()))));
         }
     }
-    if keys.is_empty() && !bytes.is_empty() {
-        return Err(refuse("it holds no public key"));
+    if keys.is_empty() {
+        return Err("it holds no public key");
     }
     Ok(keys)
 }

@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use nspawn_image::{ImageError, Verify, VerifyError};
+use nspawn_image::{ImageError, Keyring, Verify, VerifyError};
 
-use super::publisher::{NAME, OLD, Publisher, packets, problem, sha256};
+use super::publisher::{Gpg, NAME, OLD, Publisher, packets, problem, sha256};
 use super::support::disk;
 
 #[test]
@@ -226,4 +226,35 @@ fn a_subkey_signs_where_it_may() {
         matches!(&error, VerifyError::KeyRevoked { key, .. } if *key == subkey),
         "{error}"
     );
+}
+
+#[test]
+fn a_keyring_in_memory_checks_what_it_is_given() {
+    let gpg = Gpg::new();
+    let fingerprint = gpg.key("owner", &[]);
+    let keys = fs::read(gpg.export("owner", false)).unwrap();
+    let keyring = Keyring::parse(&keys).unwrap();
+    let signature = gpg.detached("owner", &[], b"data");
+    assert_eq!(
+        keyring.check_detached(&signature, b"data").unwrap(),
+        fingerprint
+    );
+    let other = keyring.check_detached(&signature, b"date").unwrap_err();
+    assert!(
+        matches!(&other, VerifyError::BadSignature { key, .. } if *key == fingerprint),
+        "{other}"
+    );
+    let text = gpg.clear("owner", "- one\ntwo \n");
+    let (signed, key) = keyring.check_clear_signed(&text).unwrap();
+    assert_eq!((signed.as_str(), key), ("- one\r\ntwo", fingerprint));
+    for nothing in [&b""[..], b"text", b"KBXf", &signature] {
+        let error = Keyring::parse(nothing).unwrap_err();
+        assert!(matches!(error, VerifyError::Keyring { .. }), "{error}");
+        if nothing != signature {
+            let error = keyring.check_detached(nothing, b"data").unwrap_err();
+            assert!(matches!(error, VerifyError::Malformed { .. }), "{error}");
+        }
+        let error = keyring.check_clear_signed(nothing).unwrap_err();
+        assert!(matches!(error, VerifyError::Malformed { .. }), "{error}");
+    }
 }

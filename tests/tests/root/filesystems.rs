@@ -1,5 +1,6 @@
 //! Every file system a root can be in, and the subvolumes of a btrfs.
 
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use nspawn_tests::cli::Invocation;
@@ -25,6 +26,63 @@ fn root_every_file_system_boots() {
         );
         scene.assert_clean();
     }
+    scene.end();
+}
+
+#[test]
+#[ignore = "needs root"]
+fn root_every_file_system_is_looked_into() {
+    let scene = Scene::new();
+    for name in ["ext4", "xfs", "btrfs", "erofs", "squashfs"] {
+        let image = fixture::in_filesystem(name);
+        let image = image.to_str().unwrap();
+        let finished = scene.run(["image", "inspect", image, "--format", "json"]);
+        finished.expect_code(0);
+        let found: serde_json::Value = serde_json::from_str(&finished.stdout).unwrap();
+        assert_eq!(found["root"]["file_system"], name);
+        assert_eq!(found["os"]["id"], "debian", "{}", finished.transcript());
+        assert_eq!(found["os"]["systemd"], 252, "{}", finished.transcript());
+        assert_eq!(found["unread"], serde_json::Value::Null);
+        scene.assert_clean();
+        let finished = scene.run(["image", "inspect", image, "--no-mount"]);
+        finished.expect_code(0);
+        if name != "ext4" {
+            finished
+                .expect_stdout("unread: the files in its ")
+                .expect_stdout("not allowed");
+        }
+    }
+    scene.end();
+}
+
+#[test]
+#[ignore = "needs root"]
+fn root_a_disk_whose_first_partition_table_is_damaged_boots_with_a_note() {
+    let scene = Scene::new();
+    let unit = scene.script("report.service", REPORT);
+    let image = scene.dir().join("damaged.raw");
+    Invocation::new("cp")
+        .args(["--sparse=always", "--reflink=auto"])
+        .arg(fixture::Debian::Raw.path())
+        .arg(&image)
+        .run()
+        .expect_code(0);
+    let file = std::fs::File::options().write(true).open(&image).unwrap();
+    file.write_all_at(&[0xff; 8], 512 + 56).unwrap();
+    let note = "the partition table at the start of the disk is damaged (the GPT header's checksum is wrong)";
+    scene
+        .run(["image", "inspect", image.to_str().unwrap()])
+        .expect_code(0)
+        .expect_stdout("table: GPT, from the copy at the end\n")
+        .expect_stdout(&format!("note: {note}"));
+    let finished = scene.unit(&unit, &["--image"]).arg(&image).run();
+    finished.expect_code(0).expect_stderr(note);
+    assert_eq!(
+        finished.stdout,
+        "debian 0:755\n",
+        "{}",
+        finished.transcript()
+    );
     scene.end();
 }
 

@@ -18,8 +18,8 @@ use crate::workspace;
 const STEP_LIMIT: Duration = Duration::from_secs(25 * 60);
 /// What ends a hung example.
 const EXAMPLE_LIMIT: Duration = Duration::from_secs(3 * 60);
-/// Fuzzing time of each target, in seconds: enough to run the seeds and some thousand mutations.
-const FUZZ_SECONDS: u32 = 5;
+/// Fuzzing time of each target, in seconds: enough to run the seeds and some ten thousand mutations. Two run at a time.
+const FUZZ_SECONDS: u32 = 60;
 
 /// Install what is missing, build the fixtures, and run every check and every test
 #[derive(clap::Args, Debug)]
@@ -33,7 +33,7 @@ pub(crate) struct TestArgs {
     /// Leave these steps out
     #[arg(long, value_name = "STEP")]
     skip: Vec<Step>,
-    /// Fuzzing time of each target, in seconds [default: 5, or NSPAWN_FUZZ_SECONDS]
+    /// Fuzzing time of each target, in seconds [default: 60, or NSPAWN_FUZZ_SECONDS]
     #[arg(long, value_name = "N")]
     fuzz_seconds: Option<u32>,
     /// Run only the tests whose name holds one of these, and no other step
@@ -59,7 +59,7 @@ enum Step {
     Examples,
     /// The benchmarks run, with small inputs
     Bench,
-    /// The fuzz targets, each for a few seconds
+    /// The fuzz targets, each for a minute
     Fuzz,
     /// The tests, those that boot machines included
     Test,

@@ -13,8 +13,9 @@ use crate::output::{Output, size};
 
 /// Show what is in an image, and what of it will not work here
 ///
-/// Nothing is booted, mounted or converted, and a file is read without root: qcow2 images as they are, and the files in
-/// ext4. Of what is packed, only the format is shown.
+/// Nothing is booted or converted, and a file is read without root: qcow2 images as they are, and the files in ext4.
+/// Files in xfs, btrfs, squashfs and erofs are read for root, in raw disks, by a mount that is read-only and that nobody
+/// else sees. Of what is packed, only the format is shown.
 ///
 /// Example: nspawn-run image inspect ./debian-12.qcow2
 #[derive(Args, Debug)]
@@ -24,6 +25,9 @@ pub(crate) struct InspectArgs {
     /// Open the files below a local qcow2 overlay, where they are in this folder
     #[arg(long, value_name = "DIR")]
     allow_backing: Option<PathBuf>,
+    /// Give no file system of the image to the kernel, not even read-only
+    #[arg(long)]
+    no_mount: bool,
     #[command(flatten)]
     format: FormatArg,
 }
@@ -36,6 +40,7 @@ pub(crate) fn run(
 ) -> Result<(), CommandError> {
     let mut options = InspectOptions::default();
     options.allow_backing.clone_from(&args.allow_backing);
+    options.mount = !args.no_mount;
     // a file needs no store, and whoever is not root has none
     let located = match &args.image {
         ImageRef::Path(path) => Some((path.clone(), None)),
@@ -142,7 +147,7 @@ fn format_line(format: &ImageFormat) -> String {
 fn scheme(scheme: Scheme) -> &'static str {
     match scheme {
         Scheme::Gpt => "GPT",
-        Scheme::GptBackup => "GPT, from the copy at the end: the first is damaged",
+        Scheme::GptBackup => "GPT, from the copy at the end",
         Scheme::Mbr => "MBR",
         _ => "none, one file system",
     }

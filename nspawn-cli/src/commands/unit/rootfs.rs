@@ -1,7 +1,7 @@
 //! From an image reference to what a machine's root file system is made from.
 
 use nspawn_core::Rootfs;
-use nspawn_image::{Cancel, Image, ImageKind, ImageRef};
+use nspawn_image::{Cancel, Image, ImageKind, ImageRef, Reporter as _};
 
 use super::ImageOptions;
 use crate::error::{CommandError, Kind};
@@ -39,6 +39,9 @@ pub(super) fn prepare(
         },
         ImageKind::Disk => {
             let root = image.root_partition()?;
+            for warning in &root.warnings {
+                progress.notice(&warning.to_string());
+            }
             Rootfs::Disk {
                 image: image.path().to_owned(),
                 offset: root.offset,

@@ -1,0 +1,12 @@
+//! What the fuzz targets share: mutators that know a format, so that what they change gets behind its checks.
+//!
+//! A mutator works on the bytes of a real image, so that every seed is a file that other tools read, and every finding
+//! is one too.
+
+pub mod disk;
+pub mod qcow2;
+mod random;
+mod scratch;
+
+pub use random::Random;
+pub use scratch::scratch_folder;
