@@ -18,6 +18,7 @@ use std::net::TcpStream;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nspawn_benches::inputs::{self, MIB, Size};
 use nspawn_benches::process::{self, Contestant, Cost};
@@ -82,6 +83,18 @@ impl Stage {
 
     fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
+    }
+
+    /// An empty folder, what was there before put out of the way. It is not removed before all was measured: ext4 looks
+    /// for an inode for long where many were freed within the last minute.
+    fn fresh(&self, name: &str) -> PathBuf {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = self.path(name);
+        if path.exists() {
+            fs::rename(&path, self.path(&format!("old-{number}"))).expect("what is ours moves");
+        }
+        self.empty(name)
     }
 
     /// An empty folder.
@@ -377,18 +390,18 @@ fn unpack_one(stage: &Stage, name: &str, size: &str, archive: &Path) {
     let pull = ["pull", "--quiet", "--verify=no", text(archive)];
     let contestants = [
         stage.contestant("ours", ROUNDS, "store", || {
-            stage.empty("store");
+            stage.fresh("store");
             stage.nspawn_run(&pull)
         }),
         stage.contestant("tar -xf", ROUNDS, "tree", || {
-            let tree = stage.empty("tree");
+            let tree = stage.fresh("tree");
             let mut command = Command::new("tar");
             command.args(["--extract", "--numeric-owner", "--xattrs", "--file"]);
             command.arg(archive).arg("--directory").arg(tree);
             command
         }),
         stage.contestant("systemd-import", SLOW_ROUNDS, "machines", || {
-            stage.empty("machines");
+            stage.fresh("machines");
             stage.systemd("systemd-import", &["tar", text(archive), "tree"])
         }),
     ];

@@ -338,6 +338,8 @@ impl<'a> Download<'a> {
                 Ok(event) => return Ok::<_, ImageError>(event),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
+                    // The other thread may have seen a cancel first.
+                    self.options.cancel.check()?;
                     let reason = DownloadReason::Protocol("the network thread ended".to_owned());
                     return Ok(Event::Failed(DownloadError {
                         url: self.url.clone(),

@@ -3,6 +3,7 @@
 //! Flow: [`import`] -> format of the file -> codec -> format of what is inside -> [`qcow2`](crate::qcow2), sparse
 //! copy or tree. A qcow2 inside a compressed file is spooled first, as it is read at random.
 
+mod ahead;
 mod archive;
 mod error;
 mod layer;
@@ -15,6 +16,7 @@ mod zip;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use archive::{Archive, Entry};
 pub use error::UnpackError;
@@ -238,8 +240,25 @@ impl Import<'_> {
         let read = Path::new(self.what);
         let length = source.size().map_err(|error| self.unreadable(error))?;
         let options = self.options;
-        let mut stream = Stream::open(source, codec, length, &options.limits, &options.cancel)
-            .at("read", read)?;
+        let bounds = (&options.limits, &options.cancel);
+        let Some(codec) = codec else {
+            let stream = Stream::open(source, None, length, bounds.0, bounds.1).at("read", read)?;
+            return self.unpack(stream, length, reporter);
+        };
+        thread::scope(|scope| {
+            let stream =
+                Stream::open_ahead(source, codec, length, bounds, scope).at("read", read)?;
+            self.unpack(stream, length, reporter)
+        })
+    }
+
+    fn unpack(
+        &self,
+        mut stream: Stream<'_>,
+        length: u64,
+        reporter: &mut dyn Reporter,
+    ) -> Result<Imported, ImageError> {
+        let read = Path::new(self.what);
         let mut head = vec![0; format::HEAD];
         let count = stream
             .fill(&mut head)

@@ -3,8 +3,10 @@
 use std::io::{self, BufReader, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::thread::Scope;
 
 use super::UnpackError;
+use super::ahead::ahead;
 use crate::format::Codec;
 use crate::limits::{Cancel, Limits};
 use crate::source::{Cursor, ReadAt};
@@ -46,6 +48,34 @@ impl<S: ReadAt> Read for Input<S> {
     }
 }
 
+/// What decompresses `source`, counting in `gauge`; with no codec its bytes are passed on.
+fn decoder<'a>(
+    source: impl ReadAt + Send + 'a,
+    codec: Option<Codec>,
+    gauge: &Arc<Gauge>,
+) -> io::Result<Box<dyn Read + Send + 'a>> {
+    let input = BufReader::with_capacity(
+        256 << 10,
+        Input {
+            source: Cursor::new(source),
+            gauge: Arc::clone(gauge),
+        },
+    );
+    Ok(match codec {
+        None => Box::new(input),
+        Some(Codec::Gzip) => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
+        Some(Codec::Xz) => {
+            let stream = liblzma::stream::Stream::new_stream_decoder(
+                XZ_MEMORY,
+                liblzma::stream::CONCATENATED,
+            )?;
+            Box::new(liblzma::bufread::XzDecoder::new_stream(input, stream))
+        }
+        Some(Codec::Zstd) => Box::new(zstd::stream::read::Decoder::with_buffer(input)?),
+        Some(Codec::Bzip2) => Box::new(bzip2::bufread::MultiBzDecoder::new(input)),
+    })
+}
+
 /// The unpacked side of a file: ends with an error where a limit is passed.
 pub(crate) struct Stream<'a> {
     inner: Box<dyn Read + 'a>,
@@ -67,28 +97,24 @@ impl<'a> Stream<'a> {
         cancel: &Cancel,
     ) -> io::Result<Self> {
         let gauge = Arc::new(Gauge::default());
-        let input = BufReader::with_capacity(
-            256 << 10,
-            Input {
-                source: Cursor::new(source),
-                gauge: Arc::clone(&gauge),
-            },
-        );
-        let inner: Box<dyn Read + 'a> = match codec {
-            None => Box::new(input),
-            Some(Codec::Gzip) => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
-            Some(Codec::Xz) => {
-                let stream = liblzma::stream::Stream::new_stream_decoder(
-                    XZ_MEMORY,
-                    liblzma::stream::CONCATENATED,
-                )?;
-                Box::new(liblzma::bufread::XzDecoder::new_stream(input, stream))
-            }
-            Some(Codec::Zstd) => Box::new(zstd::stream::read::Decoder::with_buffer(input)?),
-            Some(Codec::Bzip2) => Box::new(bzip2::bufread::MultiBzDecoder::new(input)),
-        };
+        let inner = decoder(source, codec, &gauge)?;
         let format = codec.map_or("tar", Codec::name);
         let mut stream = Self::of(inner, format, packed, limits, cancel);
+        stream.gauge = gauge;
+        Ok(stream)
+    }
+
+    /// The same, decompressed ahead by a thread of `scope`.
+    pub(super) fn open_ahead<'env: 'a>(
+        source: impl ReadAt + Send + 'env,
+        codec: Codec,
+        packed: u64,
+        (limits, cancel): (&Limits, &Cancel),
+        scope: &'a Scope<'a, 'env>,
+    ) -> io::Result<Self> {
+        let gauge = Arc::new(Gauge::default());
+        let inner = ahead(decoder(source, Some(codec), &gauge)?, scope);
+        let mut stream = Self::of(inner, codec.name(), packed, limits, cancel);
         stream.gauge = gauge;
         Ok(stream)
     }
