@@ -37,7 +37,7 @@ const MAX_WORKERS: usize = 4;
 /// on its way to the disk.
 const BUFFERS: usize = 8;
 /// Buffers of one thread; more are of no use.
-const MAX_BUFFERS: usize = 3;
+const MAX_BUFFERS: usize = 4;
 /// Units taken at once after a stretch without data: looking for the next data is quick.
 const EMPTY_BATCH: u64 = 32;
 /// How often progress is told and a cancel seen.
