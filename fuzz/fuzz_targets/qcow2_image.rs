@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use nspawn_fuzz::qcow2::{Cluster, build, mutate};
-use nspawn_fuzz::{Random, scratch_folder};
+use nspawn_fuzz::{Random, processor_time, scratch_folder};
 use nspawn_image::qcow2::{Header, OpenOptions, Qcow2, Qcow2Error};
 use nspawn_image::{Cancel, ReadAt};
 
@@ -213,12 +213,6 @@ fn check_above(input: &[u8], random: &mut Random) {
             assert!(full == empty || is_below, "byte {at}: {full} and {empty}");
         }
     }
-}
-
-/// Time that this process had, all threads together.
-fn processor_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
 }
 
 fuzz_target!(|bytes: &[u8]| {

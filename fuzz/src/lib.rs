@@ -7,6 +7,8 @@ pub mod disk;
 pub mod qcow2;
 mod random;
 mod scratch;
+mod time;
 
 pub use random::Random;
 pub use scratch::scratch_folder;
+pub use time::processor_time;
