@@ -1,6 +1,6 @@
 //! What of an image will not work in systemd-nspawn on this host, and what will be otherwise than on hardware.
 
-use super::os::{MachineId, Os};
+use super::os::{FstabEntry, MachineId, Os};
 
 /// The oldest systemd that starts on a host with the unified cgroup hierarchy alone. Source: systemd NEWS, 232 and 233.
 const OLDEST_UNIFIED: u32 = 232;
@@ -117,10 +117,17 @@ pub(super) fn of(os: &Os, host: HostFacts) -> Vec<Problem> {
             "take the publisher's image for this architecture, or set up binfmt_misc with qemu-user",
         ));
     }
+    // Subvolumes of the root's own file system are mounted without any device.
+    let root = os.fstab.iter().find(|entry| entry.target == "/");
+    let is_beside_root = |entry: &&FstabEntry| {
+        entry.kind == "btrfs"
+            && root.is_some_and(|root| root.kind == "btrfs" && root.source == entry.source)
+    };
     let skipped: Vec<&str> = os
         .fstab
         .iter()
         .filter(|entry| entry.is_device() && entry.target != "/" && entry.kind != "swap")
+        .filter(|entry| !is_beside_root(entry))
         .map(|entry| entry.target.as_str())
         .collect();
     if !skipped.is_empty() {
@@ -150,7 +157,6 @@ pub(super) fn of(os: &Os, host: HostFacts) -> Vec<Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inspect::os::FstabEntry;
 
     #[test]
     fn each_problem_is_named() {
@@ -185,7 +191,7 @@ mod tests {
             kind: "ext4".into(),
         };
         type Case<'a> = (&'a dyn Fn(&mut Os), Severity, &'a str);
-        let table: [Case<'_>; 8] = [
+        let table: [Case<'_>; 9] = [
             (
                 &|os| os.has_os_release = false,
                 Severity::Fatal,
@@ -223,6 +229,20 @@ mod tests {
                 },
                 Severity::Note,
                 "fstab's /boot will",
+            ),
+            (
+                &|os| {
+                    os.fstab = vec![
+                        entry("UUID=1", "/"),
+                        entry("UUID=1", "/home"),
+                        entry("UUID=2", "/srv"),
+                    ];
+                    for entry in &mut os.fstab {
+                        entry.kind = "btrfs".into();
+                    }
+                },
+                Severity::Note,
+                "fstab's /srv will",
             ),
         ];
         for (change, severity, text) in table {
