@@ -194,7 +194,7 @@ impl Image {
         let (entries, table) = (u64::from(self.u32(36)), self.u64(40));
         let at = table.checked_add(random.below(entries.min(1 << 16)) * 8)?;
         let at = usize::try_from(at).ok()?;
-        (entries > 0 && at + 8 <= self.bytes.len()).then_some(at)
+        (entries > 0 && at.checked_add(8)? <= self.bytes.len()).then_some(at)
     }
 
     fn l1_entry(&mut self, random: &mut Random) {
@@ -206,7 +206,7 @@ impl Image {
             1 => self.l1_place(random).map_or(0, |other| self.u64(other)),
             2 => self.place(random) | COPIED,
             3 => self.u64(at) ^ 1 << random.below(64),
-            4 => self.u64(at) + 512,
+            4 => self.u64(at).wrapping_add(512),
             _ => self.bytes.len() as u64 + random.below(1 << 20),
         };
         self.put64(at, entry);
