@@ -34,6 +34,8 @@ const PRIVATE_SOCKET: &str = "/run/systemd/private";
 
 /// How long a single answer may take; systemd answers from memory.
 const ANSWER: Duration = Duration::from_secs(30);
+/// How long a machine may take to be gone after its sockets are.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// How watching units came to an end.
 pub(crate) enum Watched<R> {
@@ -87,7 +89,11 @@ impl Manager {
             ));
             Ok::<_, Cause>((connection, changed))
         });
-        let (connection, changed) = connected.map_err(failed)?;
+        let (connection, changed) = match connected {
+            Ok(both) => both,
+            Err(_) if is_ending(machine)? => return Ok(None),
+            Err(cause) => return Err(failed(cause)),
+        };
         Ok(Some(Self {
             connection,
             changed,
@@ -280,7 +286,7 @@ fn connect_private(
         match exec::connect(machine, PRIVATE_SOCKET) {
             Ok(Ok(stream)) => return Ok(Some(stream)),
             Ok(Err(error)) if waits(&error) => {}
-            _ if machine.leader_ended() => return Ok(None),
+            _ if is_ending(machine)? => return Ok(None),
             Ok(Err(error)) => {
                 return Err(error).at("connect to the machine's", Path::new(PRIVATE_SOCKET));
             }
@@ -291,6 +297,11 @@ fn connect_private(
             return Ok(None);
         }
     }
+}
+
+/// Whether a failed connection means that the machine ends: its sockets are closed a moment before it is gone.
+fn is_ending(machine: &Machine) -> Result<bool, MachineError> {
+    crate::wait::readable(machine.leader_fd(), Instant::now() + ENDING)
 }
 
 /// Whether systemd is only not there yet.
