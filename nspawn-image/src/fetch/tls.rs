@@ -25,19 +25,6 @@ pub(super) fn config() -> Result<ClientConfig, Error> {
     Ok(builder.with_no_client_auth())
 }
 
-fn roots() -> Arc<RootCertStore> {
-    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
-    let read = || {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if roots.is_empty() {
-            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        }
-        Arc::new(roots)
-    };
-    Arc::clone(ROOTS.get_or_init(read))
-}
-
 /// rustls' own verifier over the host's certificates.
 #[derive(Debug)]
 struct Host {
@@ -45,10 +32,20 @@ struct Host {
 }
 
 impl Host {
-    fn verifier(&self) -> Result<Arc<WebPkiServerVerifier>, Error> {
-        WebPkiServerVerifier::builder_with_provider(roots(), Arc::clone(&self.provider))
-            .build()
-            .map_err(|error| Error::General(error.to_string()))
+    fn verifier(&self) -> Result<&'static WebPkiServerVerifier, Error> {
+        static VERIFIER: OnceLock<Result<Arc<WebPkiServerVerifier>, Error>> = OnceLock::new();
+        let made = VERIFIER.get_or_init(|| {
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            if roots.is_empty() {
+                roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+            }
+            let provider = Arc::clone(&self.provider);
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+                .build()
+                .map_err(|error| Error::General(error.to_string()))
+        });
+        made.as_deref().map_err(Error::clone)
     }
 }
 
