@@ -17,15 +17,11 @@ use nspawn_benches::inputs::{self, Input, Size, qemu};
 use nspawn_benches::process::{self, Contestant};
 use nspawn_benches::program::importd;
 use nspawn_benches::table::{Goal, Row};
-use nspawn_benches::{data_dir, quick, wanted};
+use nspawn_benches::{data_dir, quick, rounds, slow_rounds, wanted};
 use nspawn_image::Cancel;
 use nspawn_image::qcow2::{OpenOptions, Qcow2};
 use nspawn_tests::fixture::target_dir;
 
-/// Rounds behind each ratio.
-const ROUNDS: usize = 7;
-/// Rounds of the peers that take many times as long.
-const SLOW_ROUNDS: usize = 3;
 /// The argument for one conversion and nothing else.
 const ALONE: &str = "--convert-alone";
 /// No image is larger, in bytes.
@@ -140,7 +136,6 @@ fn check(input: &Path, output: &Path) {
 
 fn compare() {
     let output = data_dir().join("output.raw");
-    let rounds = if quick() { 1 } else { ROUNDS };
     for (input, goals) in every_input() {
         let name = format!("convert/{}", input.kind);
         if !wanted(&name) {
@@ -160,16 +155,15 @@ fn compare() {
             }
         };
         let mut contestants = vec![
-            contestant("ours", rounds, ours),
-            contestant("qemu-img -m 16 -W", rounds, qemu_img),
+            contestant("ours", rounds(), ours),
+            contestant("qemu-img -m 16 -W", rounds(), qemu_img),
         ];
         // The others lose what an overlay stands on, or write every byte of a terabyte.
         if !input.chained && !input.kind.starts_with("sparse") {
-            let slow = rounds.min(SLOW_ROUNDS);
-            contestants.push(contestant("systemd-import", slow, systemd_import));
-            contestants.push(contestant("qcow2-rs", slow, qcow2_rs));
+            contestants.push(contestant("systemd-import", slow_rounds(), systemd_import));
+            contestants.push(contestant("qcow2-rs", slow_rounds(), qcow2_rs));
         }
-        let costs = process::compare(rounds, &contestants);
+        let costs = process::compare(&contestants);
         for (index, contestant) in contestants.iter().enumerate().skip(1) {
             let row = Row {
                 name: &name,

@@ -24,15 +24,11 @@ use nspawn_benches::inputs::{self, MIB, Size};
 use nspawn_benches::process::{self, Contestant, Cost};
 use nspawn_benches::program::{importd, nspawn_run};
 use nspawn_benches::table::{Goal, Row};
-use nspawn_benches::{data_dir, quick, wanted};
+use nspawn_benches::{data_dir, quick, rounds, slow_rounds, wanted};
 use nspawn_tests::fixture::Debian;
 use nspawn_tests::http::{HttpServer, Resource};
 use tempfile::TempDir;
 
-/// Rounds behind each ratio.
-const ROUNDS: usize = 7;
-/// Rounds of the peers that take many times as long.
-const SLOW_ROUNDS: usize = 3;
 /// The argument for one download and nothing else.
 const DOWNLOAD: &str = "--download-alone";
 /// What the slow server sends, in bytes per second.
@@ -143,15 +139,11 @@ impl Stage {
     ) -> Contestant<'a> {
         Contestant {
             name,
-            rounds: rounds.min(self::rounds()),
+            rounds,
             output: self.path(output),
             command: Box::new(command),
         }
     }
-}
-
-fn rounds() -> usize {
-    if quick() { 1 } else { ROUNDS }
 }
 
 /// Runs a command that is not measured.
@@ -215,21 +207,21 @@ fn stream(stage: &Stage, name: &str, size: Size, limit: Option<u64>) {
     let address = server.address().to_string();
     let pull = ["pull", "--quiet", "--checksum", &checksum, &url];
     let contestants = [
-        stage.contestant("ours", ROUNDS, "store", || {
+        stage.contestant("ours", rounds(), "store", || {
             stage.empty("store");
             stage.nspawn_run(&pull)
         }),
-        stage.contestant("download alone", ROUNDS, "copy", || {
+        stage.contestant("download alone", rounds(), "copy", || {
             let _ = fs::remove_file(&copy); // of the run before
             let mut command = Command::new(std::env::current_exe().expect("this program"));
             command.args([DOWNLOAD, &address, "/image.qcow2", text(&copy)]);
             command
         }),
-        stage.contestant("convert alone", ROUNDS, "output.raw", || {
+        stage.contestant("convert alone", rounds(), "output.raw", || {
             let _ = fs::remove_file(&output); // of the run before
             stage.nspawn_run(&["convert", "--quiet", text(&input.path), text(&output)])
         }),
-        stage.contestant("systemd-pull", SLOW_ROUNDS, "machines", || {
+        stage.contestant("systemd-pull", slow_rounds(), "machines", || {
             stage.empty("machines");
             stage.systemd_pull(&url, &[])
         }),
@@ -245,7 +237,7 @@ fn stream(stage: &Stage, name: &str, size: Size, limit: Option<u64>) {
     same(&output, &raw);
     same(&stage.path("machines/image.raw"), &raw);
 
-    let costs = process::compare(rounds(), &contestants);
+    let costs = process::compare(&contestants);
     let [ours, download, convert, systemd] = costs[..] else {
         unreachable!("four were run")
     };
@@ -285,8 +277,8 @@ fn hit(stage: &Stage, size: Size) {
     stage.empty("machines");
     let pull = ["pull", "--quiet", "--verify=no", "--refresh", &url];
     let contestants = [
-        stage.contestant("ours", ROUNDS, "store", || stage.nspawn_run(&pull)),
-        stage.contestant("systemd-pull", SLOW_ROUNDS, "machines", || {
+        stage.contestant("ours", rounds(), "store", || stage.nspawn_run(&pull)),
+        stage.contestant("systemd-pull", slow_rounds(), "machines", || {
             stage.systemd(
                 "systemd-pull",
                 &["--verify=no", "--force", "raw", &url, "image"],
@@ -296,7 +288,7 @@ fn hit(stage: &Stage, size: Size) {
     for contestant in &contestants {
         process::run(contestant).unwrap_or_else(|error| panic!("{}: {error}", contestant.name));
     }
-    let costs = process::compare(rounds(), &contestants);
+    let costs = process::compare(&contestants);
     let ours = costs[0].unwrap_or_default();
     let goals = [Goal::Ended(1.0)];
     tell("hit", &input.size, "systemd-pull", ours, costs[1], &goals);
@@ -310,16 +302,16 @@ fn verify(stage: &Stage, size: Size) {
     // Digests are kept from the first time on.
     succeed(stage.nspawn_run(&["verify", "--quiet", "image"]));
     let contestants = [
-        stage.contestant("ours", ROUNDS, "store", || {
+        stage.contestant("ours", rounds(), "store", || {
             stage.nspawn_run(&["verify", "--quiet", "image"])
         }),
-        stage.contestant("sha256sum", ROUNDS, "store", || {
+        stage.contestant("sha256sum", rounds(), "store", || {
             let mut command = Command::new("sha256sum");
             command.arg(base.trim_end());
             command
         }),
     ];
-    let costs = process::compare(rounds(), &contestants);
+    let costs = process::compare(&contestants);
     let ours = costs[0].unwrap_or_default();
     let goals = [Goal::Ended(1.0)];
     tell("verify", &input.size, "sha256sum", ours, costs[1], &goals);
@@ -389,18 +381,18 @@ fn unpack(stage: &Stage) {
 fn unpack_one(stage: &Stage, name: &str, size: &str, archive: &Path) {
     let pull = ["pull", "--quiet", "--verify=no", text(archive)];
     let contestants = [
-        stage.contestant("ours", ROUNDS, "store", || {
+        stage.contestant("ours", rounds(), "store", || {
             stage.fresh("store");
             stage.nspawn_run(&pull)
         }),
-        stage.contestant("tar -xf", ROUNDS, "tree", || {
+        stage.contestant("tar -xf", rounds(), "tree", || {
             let tree = stage.fresh("tree");
             let mut command = Command::new("tar");
             command.args(["--extract", "--numeric-owner", "--xattrs", "--file"]);
             command.arg(archive).arg("--directory").arg(tree);
             command
         }),
-        stage.contestant("systemd-import", SLOW_ROUNDS, "machines", || {
+        stage.contestant("systemd-import", slow_rounds(), "machines", || {
             stage.fresh("machines");
             stage.systemd("systemd-import", &["tar", text(archive), "tree"])
         }),
@@ -414,7 +406,7 @@ fn unpack_one(stage: &Stage, name: &str, size: &str, archive: &Path) {
     command.arg(archive).arg("--directory").arg(tree.trim_end());
     succeed(command);
 
-    let costs = process::compare(rounds(), &contestants);
+    let costs = process::compare(&contestants);
     let ours = costs[0].unwrap_or_default();
     let goals = [Goal::OnDisk(1.0)];
     tell(name, size, "tar -xf", ours, costs[1], &goals);

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use nspawn_benches::process::Cost;
 use nspawn_benches::program::nspawn_run;
 use nspawn_benches::table::{Goal, Row};
-use nspawn_benches::{median, quick, wanted};
+use nspawn_benches::{median, rounds, wanted};
 use nspawn_tests::cli::{Finished, Invocation};
 use nspawn_tests::fixture::{DISK_SIZE, Debian};
 use nspawn_tests::host::{HostLock, alone};
@@ -33,8 +33,6 @@ use nspawn_tests::scratch;
 use nspawn_tests::systemd_host::{OUTER_ADDRESS, SCRATCH, SystemdHost};
 use nspawn_tests::wait;
 
-/// Pairs of runs behind each ratio; they take turns, so that noise hits both.
-const ROUNDS: usize = 7;
 /// What ends a hung run.
 const LIMIT: Duration = Duration::from_secs(120);
 /// Where a machine has the folder with the FIFO.
@@ -66,10 +64,6 @@ fn tell(name: &str, peer: &str, ours: &[Duration], theirs: &[Duration], goal: f6
         goals: &[Goal::Ended(goal)],
     };
     row.tell();
-}
-
-fn rounds() -> usize {
-    if quick() { 1 } else { ROUNDS }
 }
 
 /// A folder with a FIFO that the unit writes into the moment it runs.

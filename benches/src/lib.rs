@@ -15,6 +15,20 @@ pub fn quick() -> bool {
     std::env::var_os("NSPAWN_BENCH_QUICK").is_some_and(|value| value == "1")
 }
 
+/// Rounds of those who are compared, and of the peers among them that take many times as long.
+const ROUNDS: usize = 7;
+const SLOW_ROUNDS: usize = 3;
+
+/// Rounds behind each ratio.
+pub fn rounds() -> usize {
+    if quick() { 1 } else { ROUNDS }
+}
+
+/// Rounds of a slow peer.
+pub fn slow_rounds() -> usize {
+    rounds().min(SLOW_ROUNDS)
+}
+
 /// Where inputs are kept; made where it is missing.
 ///
 /// # Panics

@@ -63,9 +63,10 @@ impl std::fmt::Debug for Contestant<'_> {
 /// # Panics
 ///
 /// Where the first one fails, which is ours.
-pub fn compare(rounds: usize, contestants: &[Contestant<'_>]) -> Vec<Option<Cost>> {
+pub fn compare(contestants: &[Contestant<'_>]) -> Vec<Option<Cost>> {
     let mut costs = vec![Some(Vec::new()); contestants.len()];
-    for round in 0..rounds {
+    let rounds = contestants.iter().map(|one| one.rounds).max();
+    for round in 0..rounds.unwrap_or_default() {
         for turn in 0..contestants.len() {
             let index = (round + turn) % contestants.len();
             let contestant = &contestants[index];
