@@ -40,6 +40,15 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
+    /// The next number, below `limit`.
+    ///
+    /// # Panics
+    ///
+    /// Where nothing is below it.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.number() % limit
+    }
+
     /// The next number, from 0 up to 1.
     pub fn fraction(&mut self) -> f64 {
         (self.number() >> 11) as f64 / (1_u64 << 53) as f64

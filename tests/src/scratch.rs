@@ -1,5 +1,7 @@
 //! Temporary folders for tests.
 
+use std::path::Path;
+
 use tempfile::TempDir;
 
 use crate::fixture;
@@ -29,4 +31,21 @@ pub fn for_sockets() -> TempDir {
         .prefix("nt-")
         .tempdir_in(std::env::temp_dir())
         .expect("a temporary folder")
+}
+
+/// What stands in a folder, hidden or not, sorted.
+///
+/// # Panics
+///
+/// Where it cannot be read, or a name is not UTF-8.
+pub fn names(folder: &Path) -> Vec<String> {
+    let entries =
+        std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let name = |entry: std::io::Result<std::fs::DirEntry>| {
+        let name = entry.expect("an entry").file_name();
+        name.into_string().expect("a name in UTF-8")
+    };
+    let mut names: Vec<String> = entries.map(name).collect();
+    names.sort();
+    names
 }

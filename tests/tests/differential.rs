@@ -13,28 +13,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nspawn_image::Cancel;
 use nspawn_image::qcow2::{OpenOptions, Qcow2, Qcow2Error};
+use nspawn_tests::random::Random;
 
 const IMAGES: u64 = 400;
 const SEED: u64 = 0x6e73_7061_776e;
 /// Largest virtual size made, in bytes.
 const LARGEST: u64 = 24 << 20;
-
-/// A small generator (SplitMix64), so that an image is known by its number alone.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-}
 
 fn start(program: &str, args: &[&str]) -> Output {
     let output = Command::new(program).args(args).output();
@@ -177,7 +161,7 @@ fn chain(random: &mut Random, path: &str) -> (Option<(String, &'static str)>, St
 
 /// Makes one image and tells how.
 fn make(number: u64, path: &str) -> Made {
-    let mut random = Random(SEED ^ number.wrapping_mul(0x1234_5677));
+    let mut random = Random::of(SEED ^ number.wrapping_mul(0x1234_5677));
     let random = &mut random;
     let (below, mut what) = if random.below(3) == 0 {
         chain(random, path)
@@ -285,7 +269,7 @@ fn assert_sparse(file: &Path, what: &str) {
 /// Reads at random places without converting, and compares with the converted file.
 fn assert_reader(image: &Qcow2<File>, converted: &Path, number: u64, what: &str) {
     use nspawn_image::ReadAt as _;
-    let mut random = Random(number);
+    let mut random = Random::of(number);
     let converted = File::open(converted).unwrap();
     let reader = image.reader();
     let size = reader.size().unwrap();

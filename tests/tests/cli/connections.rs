@@ -6,33 +6,21 @@ use std::time::Duration;
 
 use nspawn_tests::cli::Cli;
 use nspawn_tests::http::{HttpServer, Request, Resource};
-use sha2::{Digest as _, Sha256};
+use nspawn_tests::random::noise;
+
+use crate::sha256;
 
 /// Bytes of the image: more than what is not worth dividing.
 const LENGTH: usize = 48 << 20;
 /// For each connection, in bytes per second: a second of it leaves enough to divide.
 const RATE: u64 = 8_000_000;
 
-/// A bare ext4 as far as anybody looks, every MiB of it different.
-fn disk() -> Vec<u8> {
-    let mut bytes: Vec<u8> = (0..LENGTH).map(|at| ((at * 31) >> 9) as u8).collect();
-    bytes[..1024].fill(0);
-    (bytes[1080], bytes[1081]) = (0x53, 0xef);
-    bytes
-}
-
 fn slow(bytes: &[u8]) -> Resource {
     Resource::bytes(bytes).bytes_per_second(RATE)
 }
 
-fn checksum(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hex}")
-}
-
 fn pull(cli: &Cli, server: &HttpServer, bytes: &[u8], more: &[&str]) -> String {
-    let (url, checksum) = (server.url("/disk.raw"), checksum(bytes));
+    let (url, checksum) = (server.url("/disk.raw"), format!("sha256:{}", sha256(bytes)));
     let mut args = vec!["image", "pull", "--checksum", &checksum];
     args.extend(more);
     args.push(&url);
@@ -52,7 +40,7 @@ fn ranges(requests: &[Request]) -> Vec<&str> {
 
 #[test]
 fn a_long_download_is_divided() {
-    let (cli, server, bytes) = (Cli::new(), HttpServer::new(), disk());
+    let (cli, server, bytes) = (Cli::new(), HttpServer::new(), noise(LENGTH, 1));
     server.put("/disk.raw", slow(&bytes).etag("\"1\""));
     pull(&cli, &server, &bytes, &[]);
     let requests = server.requests();
@@ -77,7 +65,7 @@ fn a_long_download_is_divided() {
 
 #[test]
 fn one_connection_is_one_request() {
-    let (cli, server, bytes) = (Cli::new(), HttpServer::new(), disk());
+    let (cli, server, bytes) = (Cli::new(), HttpServer::new(), noise(LENGTH, 1));
     server.put(
         "/disk.raw",
         slow(&bytes).bytes_per_second(4 * RATE).etag("\"1\""),
@@ -88,7 +76,7 @@ fn one_connection_is_one_request() {
 
 #[test]
 fn without_a_strong_name_for_the_file_nothing_is_divided() {
-    let (cli, server, bytes) = (Cli::new(), HttpServer::new(), disk());
+    let (cli, server, bytes) = (Cli::new(), HttpServer::new(), noise(LENGTH, 1));
     server.put(
         "/disk.raw",
         slow(&bytes).bytes_per_second(4 * RATE).etag("W/\"1\""),
@@ -99,7 +87,7 @@ fn without_a_strong_name_for_the_file_nothing_is_divided() {
 
 #[test]
 fn a_server_that_refuses_several_connections_is_asked_by_one() {
-    let (cli, server, bytes) = (Cli::new(), HttpServer::new(), disk());
+    let (cli, server, bytes) = (Cli::new(), HttpServer::new(), noise(LENGTH, 1));
     let resource = slow(&bytes).bytes_per_second(12_000_000).etag("\"1\"");
     server.put("/disk.raw", resource.connections(2));
     let stderr = pull(&cli, &server, &bytes, &[]);
@@ -111,7 +99,7 @@ fn a_server_that_refuses_several_connections_is_asked_by_one() {
 
 #[test]
 fn a_file_that_changes_under_the_segments_is_got_anew() {
-    let (cli, server, old) = (Cli::new(), HttpServer::new(), disk());
+    let (cli, server, old) = (Cli::new(), HttpServer::new(), noise(LENGTH, 1));
     let mut new: Vec<u8> = old.iter().rev().copied().collect();
     new[..2048].copy_from_slice(&old[..2048]);
     server.put("/disk.raw", slow(&old).etag("\"1\""));

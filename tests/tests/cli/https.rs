@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use nspawn_tests::cli::{Cli, Finished};
 use nspawn_tests::http::{HttpServer, Resource};
+use nspawn_tests::random::noise;
 use nspawn_tests::scratch;
 use tempfile::TempDir;
 
@@ -123,12 +124,8 @@ fn openssl(args: &[&str]) {
     assert!(output.status.success(), "{args:?}: {text}");
 }
 
-/// A bare ext4 as far as anybody looks.
 fn disk() -> Vec<u8> {
-    let mut bytes = vec![7; 1 << 20];
-    bytes[..1024].fill(0);
-    (bytes[1080], bytes[1081]) = (0x53, 0xef);
-    bytes
+    noise(1 << 20, 1)
 }
 
 #[test]

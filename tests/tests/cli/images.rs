@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use nspawn_tests::cli::{Cli, Invocation};
+use nspawn_tests::scratch::names;
 use nspawn_tests::{args, scratch};
 
 /// A bare ext4 as far as anybody looks: 8 MiB with data in some of it.
@@ -27,15 +28,6 @@ fn qcow2(folder: &Path) -> PathBuf {
 
 fn json(text: &str) -> serde_json::Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).unwrap();
-    let mut names: Vec<String> = entries
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
 }
 
 #[test]

@@ -7,8 +7,10 @@ use std::time::Duration;
 use nspawn_tests::cli::{Cli, Invocation};
 use nspawn_tests::http::{HttpServer, Resource};
 use nspawn_tests::random::{Random, noise};
+use nspawn_tests::scratch::names;
 use nspawn_tests::{args, scratch};
-use sha2::Digest as _;
+
+use crate::sha256;
 
 /// Kills of each layout; together they are a hundred and more.
 const KILLS: u32 = 26;
@@ -16,20 +18,6 @@ const KILLS: u32 = 26;
 const ATTEMPTS: u32 = 5 * KILLS;
 /// Slow enough that the moments lie in the download as well as before and after it.
 const RATE: u64 = 12 << 20;
-
-fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).unwrap();
-    let mut names: Vec<String> = entries
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let digest = sha2::Sha256::digest(bytes);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 /// When to kill what takes so long: one time in three near its end, where it publishes.
 fn moment(whole: Duration, random: &mut Random) -> Duration {
@@ -72,7 +60,7 @@ struct Pulls {
 impl Pulls {
     fn new(file: &str, bytes: Vec<u8>, made: Made) -> Self {
         let server = HttpServer::new();
-        let (path, digest) = (format!("/{file}"), hex(&bytes));
+        let (path, digest) = (format!("/{file}"), sha256(&bytes));
         let resource = Resource::bytes(bytes).etag("\"v1\"");
         server.put(&path, resource.bytes_per_second(RATE));
         Self {
