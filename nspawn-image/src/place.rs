@@ -97,7 +97,7 @@ impl WorkFolder {
 }
 
 /// Whether a name leads to an open file.
-fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+pub(crate) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     let identity = |found: std::fs::Metadata| (found.dev(), found.ino());
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

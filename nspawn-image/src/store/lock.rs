@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -13,6 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::error::{ImageError, PathContext};
 use crate::image::ImageLock;
 use crate::limits::Cancel;
+use crate::place;
 use crate::report::Reporter;
 
 /// How often a cancel is seen while another process holds a lock.
@@ -168,6 +168,5 @@ pub(super) fn exclude_patiently(path: &Path) -> Option<File> {
 
 /// Whether the name still leads to what was opened.
 fn same(file: &File, path: &Path) -> bool {
-    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-    file.metadata().map(identity).ok() == fs::symlink_metadata(path).map(identity).ok()
+    place::is_at(file, path).unwrap_or(false)
 }
