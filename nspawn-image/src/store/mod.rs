@@ -147,21 +147,24 @@ impl Store {
         let ImageRef::Name(name) = reference else {
             return Ok(None);
         };
+        let path = self.in_machines(name, machines)?;
+        Ok(Some((path, None)))
+    }
+
+    /// What machined's images have under a name that the store does not know.
+    fn in_machines(&self, name: &ImageName, machines: &Path) -> Result<PathBuf, ImageError> {
         let paths = [
             machines.join(name.as_str()),
             machines.join(format!("{name}.raw")),
         ];
-        let there = paths
+        let found = paths
             .into_iter()
             .find(|path| fs::symlink_metadata(path).is_ok());
-        match there {
-            Some(path) => Ok(Some((path, None))),
-            None => Err(ImageError::UnknownName {
-                name: name.clone(),
-                store: self.root.clone(),
-                machines: machines.to_owned(),
-            }),
-        }
+        found.ok_or_else(|| ImageError::UnknownName {
+            name: name.clone(),
+            store: self.root.clone(),
+            machines: machines.to_owned(),
+        })
     }
 
     /// All names, sorted.

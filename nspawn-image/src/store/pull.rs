@@ -73,20 +73,8 @@ impl Store {
             record::touch(&record::path(&self.refs(), name));
             return Ok(image);
         }
-        let folder = &options.machines_dir;
-        for path in [
-            folder.join(name.as_str()),
-            folder.join(format!("{name}.raw")),
-        ] {
-            if fs::symlink_metadata(&path).is_ok() {
-                return self.pull_path(&path, options, reporter);
-            }
-        }
-        Err(ImageError::UnknownName {
-            name: name.clone(),
-            store: self.root.clone(),
-            machines: folder.clone(),
-        })
+        let path = self.in_machines(name, &options.machines_dir)?;
+        self.pull_path(&path, options, reporter)
     }
 
     fn pull_path(
