@@ -300,7 +300,7 @@ impl Layers<'_> {
             [0x28, 0xb5, 0x2f, 0xfd] => Some(Codec::Zstd),
             _ => None,
         };
-        Stream::open(file, codec, length, &self.options.limits, cancel).at("read", read)
+        Stream::open(file, codec, length, &self.options.limits, cancel, None).at("read", read)
     }
 
     fn unpack_error(&self, index: usize, tree: &Path, source: UnpackError) -> ImageError {

@@ -239,15 +239,10 @@ impl Import<'_> {
     ) -> Result<Imported, ImageError> {
         let read = Path::new(self.what);
         let length = source.size().map_err(|error| self.unreadable(error))?;
-        let options = self.options;
-        let bounds = (&options.limits, &options.cancel);
-        let Some(codec) = codec else {
-            let stream = Stream::open(source, None, length, bounds.0, bounds.1).at("read", read)?;
-            return self.unpack(stream, length, reporter);
-        };
+        let (limits, cancel) = (&self.options.limits, &self.options.cancel);
         thread::scope(|scope| {
-            let stream =
-                Stream::open_ahead(source, codec, length, bounds, scope).at("read", read)?;
+            let stream = Stream::open(source, codec, length, limits, cancel, Some(scope))
+                .at("read", read)?;
             self.unpack(stream, length, reporter)
         })
     }

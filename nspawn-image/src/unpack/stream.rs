@@ -88,33 +88,24 @@ pub(crate) struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    /// Decompresses `source`, `packed` bytes long, from its start; with no codec its bytes are passed on.
-    pub(crate) fn open(
-        source: impl ReadAt + Send + 'a,
+    /// Decompresses `source`, `packed` bytes long, from its start; with no codec its bytes are passed on. With `scope`,
+    /// what decompresses is a thread of it.
+    pub(crate) fn open<'env: 'a>(
+        source: impl ReadAt + Send + 'env,
         codec: Option<Codec>,
         packed: u64,
         limits: &Limits,
         cancel: &Cancel,
+        scope: Option<&'a Scope<'a, 'env>>,
     ) -> io::Result<Self> {
         let gauge = Arc::new(Gauge::default());
-        let inner = decoder(source, codec, &gauge)?;
+        let decoder = decoder(source, codec, &gauge)?;
+        let inner: Box<dyn Read + 'a> = match scope.filter(|_| codec.is_some()) {
+            Some(scope) => ahead(decoder, scope),
+            None => decoder,
+        };
         let format = codec.map_or("tar", Codec::name);
         let mut stream = Self::of(inner, format, packed, limits, cancel);
-        stream.gauge = gauge;
-        Ok(stream)
-    }
-
-    /// The same, decompressed ahead by a thread of `scope`.
-    pub(super) fn open_ahead<'env: 'a>(
-        source: impl ReadAt + Send + 'env,
-        codec: Codec,
-        packed: u64,
-        (limits, cancel): (&Limits, &Cancel),
-        scope: &'a Scope<'a, 'env>,
-    ) -> io::Result<Self> {
-        let gauge = Arc::new(Gauge::default());
-        let inner = ahead(decoder(source, Some(codec), &gauge)?, scope);
-        let mut stream = Self::of(inner, codec.name(), packed, limits, cancel);
         stream.gauge = gauge;
         Ok(stream)
     }
