@@ -121,7 +121,8 @@ impl Stage {
         command
     }
 
-    /// The image alone: asking for files beside it, which are not there, would only hold it up.
+    /// The image alone: asking for files beside it, which are not there, would only hold it up, and makes systemd 252
+    /// wait for ever at times.
     fn systemd_pull(&self, url: &str, more: &[&str]) -> Command {
         let beside = ["settings", "roothash", "roothash-signature", "verity"];
         let mut command = self.systemd("systemd-pull", &["--verify=no"]);
@@ -181,6 +182,13 @@ fn download(address: &str, path: &str, output: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// Runs each of them once, none of which may fail.
+fn warm_up(contestants: &[Contestant<'_>]) {
+    for contestant in contestants {
+        process::run(contestant).unwrap_or_else(|error| panic!("{}: {error}", contestant.name));
+    }
+}
+
 fn same(one: &Path, other: &Path) {
     let mut command = Command::new("cmp");
     command.args([one, other]);
@@ -228,14 +236,14 @@ fn stream(stage: &Stage, name: &str, size: Size, limit: Option<u64>) {
     ];
     // All of them are right, before any is measured.
     let raw = inputs::raw(size.dense);
-    for contestant in &contestants {
-        process::run(contestant).unwrap_or_else(|error| panic!("{}: {error}", contestant.name));
-    }
+    warm_up(&contestants[..3]);
     let base = succeed(stage.nspawn_run(&pull));
     same(Path::new(base.trim_end()), &raw);
     same(&copy, &input.path);
     same(&output, &raw);
-    same(&stage.path("machines/image.raw"), &raw);
+    if process::run(&contestants[3]).is_ok() {
+        same(&stage.path("machines/image.raw"), &raw);
+    }
 
     let costs = process::compare(&contestants);
     let [ours, download, convert, systemd] = costs[..] else {
@@ -279,15 +287,11 @@ fn hit(stage: &Stage, size: Size) {
     let contestants = [
         stage.contestant("ours", rounds(), "store", || stage.nspawn_run(&pull)),
         stage.contestant("systemd-pull", slow_rounds(), "machines", || {
-            stage.systemd(
-                "systemd-pull",
-                &["--verify=no", "--force", "raw", &url, "image"],
-            )
+            stage.systemd_pull(&url, &["--force"])
         }),
     ];
-    for contestant in &contestants {
-        process::run(contestant).unwrap_or_else(|error| panic!("{}: {error}", contestant.name));
-    }
+    warm_up(&contestants[..1]);
+    let _ = process::run(&contestants[1]); // one that fails is told below
     let costs = process::compare(&contestants);
     let ours = costs[0].unwrap_or_default();
     let goals = [Goal::Ended(1.0)];
@@ -397,8 +401,7 @@ fn unpack_one(stage: &Stage, name: &str, size: &str, archive: &Path) {
             stage.systemd("systemd-import", &["tar", text(archive), "tree"])
         }),
     ];
-    process::run(&contestants[0]).unwrap_or_else(|error| panic!("{name}: {error}"));
-    process::run(&contestants[1]).unwrap_or_else(|error| panic!("{name}: {error}"));
+    warm_up(&contestants[..2]);
     let tree = succeed(stage.nspawn_run(&pull));
     // What was unpacked is what is in the archive.
     let mut command = Command::new("tar");

@@ -1,11 +1,15 @@
 //! Whole processes against each other: they take turns, so that noise hits all of them.
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nspawn_tests::usage;
+
+/// What ends a process that hangs.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// What one run took; zero is what was not measured.
 #[derive(Clone, Copy, Debug, Default)]
@@ -93,7 +97,7 @@ pub fn compare(contestants: &[Contestant<'_>]) -> Vec<Option<Cost>> {
 ///
 /// # Errors
 ///
-/// What the program said at its end.
+/// What the program said at its end, or that it did not come to it.
 ///
 /// # Panics
 ///
@@ -104,8 +108,10 @@ pub fn run(contestant: &Contestant<'_>) -> Result<Cost, String> {
     // The page cache is warm, and has nothing to write back.
     sync(Command::new("sync"));
     let start = Instant::now();
-    let (output, usage) = usage::run(&mut command)
-        .unwrap_or_else(|error| panic!("{:?}: {error}", command.get_program()));
+    let (output, usage) = match usage::run(&mut command, LIMIT) {
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error.to_string()),
+        other => other.unwrap_or_else(|error| panic!("{:?}: {error}", command.get_program())),
+    };
     let ended = start.elapsed();
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);

@@ -1,6 +1,7 @@
 //! Runs a program and tells what it took of the machine.
 
 use std::io::{self, Read as _};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -25,13 +26,13 @@ pub struct Ended {
     pub stderr: Vec<u8>,
 }
 
-/// Runs `command` to its end. Its standard error is kept.
+/// Runs `command` to its end, in a process group of its own. Its standard error is kept.
 ///
 /// # Errors
 ///
-/// Where it cannot be started or waited for.
-pub fn run(command: &mut Command) -> io::Result<(Ended, Usage)> {
-    let mut child = command.stderr(Stdio::piped()).spawn()?;
+/// Where it cannot be started or waited for; `TimedOut` where it did not end within `limit`, and was killed.
+pub fn run(command: &mut Command, limit: Duration) -> io::Result<(Ended, Usage)> {
+    let mut child = command.stderr(Stdio::piped()).process_group(0).spawn()?;
     let reader = child.stderr.take().map(|mut pipe| {
         thread::spawn(move || {
             let mut text = Vec::new();
@@ -40,8 +41,17 @@ pub fn run(command: &mut Command) -> io::Result<(Ended, Usage)> {
         })
     });
     let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+    let ended = sys::wait_for_exit(pid, limit)?;
+    if !ended {
+        // With its children, which may hold its standard error open.
+        sys::kill(-pid, libc::SIGKILL)?;
+    }
     let (status, usage) = sys::wait_with_usage(pid)?;
     let stderr = reader.and_then(|reader| reader.join().ok());
+    if !ended {
+        let error = format!("it did not end within {} s", limit.as_secs());
+        return Err(io::Error::new(io::ErrorKind::TimedOut, error));
+    }
     Ok((
         Ended {
             status,
@@ -49,4 +59,22 @@ pub fn run(command: &mut Command) -> io::Result<(Ended, Usage)> {
         },
         usage,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_end_is_ended_with_its_children() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 1000 & sleep 1000"]);
+        let error = run(&mut command, Duration::from_millis(100)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo it >&2; exit 3"]);
+        let (ended, _) = run(&mut command, Duration::from_secs(100)).unwrap();
+        assert_eq!(ended.status.code(), Some(3));
+        assert_eq!(ended.stderr, b"it\n");
+    }
 }
