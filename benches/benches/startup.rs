@@ -35,6 +35,11 @@ use nspawn_tests::wait;
 
 /// What ends a hung run.
 const LIMIT: Duration = Duration::from_secs(120);
+/// What ends a pull of the peer's, in seconds, and how often it is tried.
+const PEER_LIMIT: &str = "60";
+const PEER_TRIES: usize = 3;
+/// Source: timeout(1).
+const TIMED_OUT: i32 = 124;
 /// Where a machine has the folder with the FIFO.
 const GUEST_DIR: &str = "/bench";
 const UNIT: &str =
@@ -355,13 +360,34 @@ fn machinectl_pull(host: &SystemdHost, url: &str) -> Duration {
         0,
         "an image is there already"
     );
-    let start = Instant::now();
-    let pulled = host
-        .command(["machinectl", "pull-raw", "--verify=no", url, MACHINE])
-        .timeout(LIMIT)
-        .run();
-    let time = start.elapsed();
-    succeed(pulled);
+    let time = (0..PEER_TRIES).find_map(|_| {
+        let pull = [
+            "timeout",
+            PEER_LIMIT,
+            "machinectl",
+            "pull-raw",
+            "--verify=no",
+            url,
+            MACHINE,
+        ];
+        let start = Instant::now();
+        let pulled = host.command(pull).timeout(LIMIT).run();
+        let time = start.elapsed();
+        if pulled.code() != TIMED_OUT {
+            succeed(pulled);
+            return Some(time);
+        }
+        // systemd-pull 252 waits for ever at times, for one of the files beside the image that are not there.
+        succeed(
+            host.command(["systemctl", "restart", "systemd-importd"])
+                .run(),
+        );
+        for entry in fs::read_dir(&machines).unwrap() {
+            fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+        None
+    });
+    let time = time.expect("machinectl pull-raw ends");
     let image = machines.join(format!("{MACHINE}.raw"));
     assert_eq!(image.metadata().unwrap().len(), DISK_SIZE);
     succeed(

@@ -105,6 +105,7 @@ fn convert_in(
         own: None,
         image: Some(&absolute),
         only_disk: true,
+        summed: false,
     };
     let imported = unpack::import(&file, &what, paths, &pull, reporter);
     let result = imported.and_then(|imported| {

@@ -25,6 +25,7 @@
 //! Every call blocks. From an async program:
 //! `tokio::task::spawn_blocking(move || store.pull(&reference, &options, &mut NoReport)).await?`.
 
+mod content;
 mod convert;
 mod digest;
 mod disk;
@@ -50,7 +51,9 @@ mod sys;
 mod unpack;
 mod verify;
 mod version;
+mod walk;
 
+pub use content::Damage;
 pub use digest::{Digest, DigestError};
 pub use disk::{
     Architecture, DiskError, DiskWarning, FileSystem, Partition, PartitionTable, PartitionType,
@@ -70,8 +73,6 @@ pub use options::{ChecksumSource, PullOptions, Verify, VerifyNameError};
 pub use reference::{ImageName, ImageRef, ImageUrl, ReferenceError};
 pub use report::{NoReport, Reporter, StepId, StepKind};
 pub use source::ReadAt;
-pub use store::{
-    Damage, PruneOptions, PruneReport, Pruned, PrunedKind, Soundness, Store, StoredImage,
-};
+pub use store::{PruneOptions, PruneReport, Pruned, PrunedKind, Soundness, Store, StoredImage};
 pub use unpack::{TreeWriter, UnpackError, remove_tree};
 pub use verify::{ChecksumEntry, ChecksumFile, ChecksumFileError, Keyring, VerifyError};

@@ -4,12 +4,15 @@
 //! that no thread waits for another. Each thread has its own decoder and its own buffers, and writes through a
 //! [`Sink`] of its own, so that decoding and the disk overlap; with at most four threads everything together stays
 //! below 32 MiB, whatever the image. Blocks of 4 KiB that hold only zeros are left as holes, and blocks that the file
-//! system can share with the source are not copied at all.
+//! system can share with the source are not copied at all. Where checksums are wanted, they are taken of the buffers
+//! before they are written, while the processor's caches hold them.
 
+mod checksum;
 mod raw;
 pub(crate) mod scratch;
 mod sink;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -20,6 +23,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+pub(crate) use checksum::DiskSums;
 pub(crate) use raw::RawUnits;
 use scratch::{Scratch, Sharing};
 use sink::Sink;
@@ -154,6 +158,17 @@ pub(crate) fn run(
     cancel: &Cancel,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), Qcow2Error> {
+    run_with(source, output, false, cancel, progress).map(drop)
+}
+
+/// As [`run`]; answers the checksums of what was written where they are wanted.
+pub(crate) fn run_with(
+    source: &dyn Units,
+    output: &dyn Output,
+    summed: bool,
+    cancel: &Cancel,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Option<DiskSums>, Qcow2Error> {
     let size = source.size();
     output
         .set_size(size)
@@ -170,6 +185,7 @@ pub(crate) fn run(
         next: AtomicU64::new(0),
         stop: AtomicBool::new(false),
         error: Mutex::new(None),
+        sums: summed.then(Mutex::default),
     };
     thread::scope(|scope| {
         let (alive, ended) = mpsc::channel::<()>();
@@ -205,17 +221,15 @@ pub(crate) fn run(
             }
         }
     });
-    match shared
-        .error
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner)
-    {
-        Some(error) => Err(error),
-        None => {
-            progress(size);
-            Ok(())
-        }
+    let error = shared.error.into_inner();
+    if let Some(error) = error.unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
     }
+    progress(size);
+    Ok(shared.sums.map(|units| DiskSums {
+        size,
+        units: units.into_inner().unwrap_or_else(PoisonError::into_inner),
+    }))
 }
 
 struct Shared {
@@ -227,6 +241,8 @@ struct Shared {
     next: AtomicU64,
     stop: AtomicBool,
     error: Mutex<Option<Qcow2Error>>,
+    /// The checksums of the units done, by their numbers, where they are wanted.
+    sums: Option<Mutex<BTreeMap<u64, u64>>>,
 }
 
 impl Shared {
@@ -250,6 +266,7 @@ fn work(
     let mut scratch = Scratch::new(output.as_file().map(|output| Sharing {
         output,
         works: &shared.shares,
+        summed: shared.sums.is_some(),
     }));
     let mut data = Vec::new();
     let mut batch = 1;
@@ -275,6 +292,17 @@ fn work(
             data.clear();
             let buffer = &mut sink.buffer()?[..length];
             worker.read(at, buffer, &mut data, &mut scratch)?;
+            if let Some(sums) = &shared.sums {
+                sink::fill_blocks(buffer, &mut data);
+                let blocks = data.iter().cloned();
+                let sum = blocks
+                    .map(|range| checksum::of_blocks(&buffer[range.clone()], range.start))
+                    .fold(scratch.take_shared_sum(), u64::wrapping_add);
+                if sum != 0 {
+                    let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
+                    sums.insert(at / UNIT, sum);
+                }
+            }
             sink.write(&mut data, length, at)?;
             at += length as u64;
         }

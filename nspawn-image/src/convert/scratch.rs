@@ -2,11 +2,13 @@
 //! packed bytes, one cluster that was decoded for a part of it, and the way to share blocks instead of copying them.
 
 use std::fs::File;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use libdeflater::Decompressor;
 use zstd::zstd_safe::{self, DCtx, DParameter, InBuffer, OutBuffer};
 
+use super::checksum::{self, DiskSums};
 use crate::qcow2::Compression;
 use crate::source::ReadAt;
 
@@ -27,6 +29,10 @@ pub(crate) struct Scratch<'a> {
     cluster: Vec<u8>,
     held: Option<(usize, u64)>,
     sharing: Option<Sharing<'a>>,
+    /// What the blocks that were shared add to the checksum of their unit.
+    shared_sum: u64,
+    /// Shared bytes, read for their checksum.
+    shared: Vec<u8>,
 }
 
 /// The output, as long as it takes shared blocks.
@@ -34,6 +40,8 @@ pub(crate) struct Scratch<'a> {
 pub(crate) struct Sharing<'a> {
     pub(crate) output: &'a File,
     pub(crate) works: &'a AtomicBool,
+    /// Whether checksums are wanted of what is shared.
+    pub(crate) summed: bool,
 }
 
 impl<'a> Scratch<'a> {
@@ -47,7 +55,7 @@ impl<'a> Scratch<'a> {
     /// Makes `length` bytes at `to` of the output share the blocks of those at `from` of `source`, all in bytes;
     /// `false` where they are to be copied. Source: ioctl_ficlonerange(2).
     pub(crate) fn share(
-        &self,
+        &mut self,
         source: &(impl ReadAt + ?Sized),
         from: u64,
         to: u64,
@@ -65,15 +73,51 @@ impl<'a> Scratch<'a> {
         if length < SHARE_LEAST || !aligned {
             return false;
         }
-        let Some(source) = source.as_file() else {
+        let Some(file) = source.as_file() else {
             return false;
         };
-        let shared = crate::sys::clone_range(source, from, length as u64, sharing.output, to);
+        let mut sum = 0;
+        if sharing.summed {
+            // What cannot be read is told where it is read to be copied.
+            match self.sum(source, from, to, length) {
+                Ok(found) => sum = found,
+                Err(_) => return false,
+            }
+        }
+        let shared = crate::sys::clone_range(file, from, length as u64, sharing.output, to);
         if shared.is_err() {
             // Another file system, or one that cannot: no use in asking for every range.
             sharing.works.store(false, Ordering::Relaxed);
+            return false;
         }
-        shared.is_ok()
+        self.shared_sum = self.shared_sum.wrapping_add(sum);
+        true
+    }
+
+    /// What the bytes to be shared add to the checksum of their unit.
+    fn sum(
+        &mut self,
+        source: &(impl ReadAt + ?Sized),
+        from: u64,
+        to: u64,
+        length: usize,
+    ) -> io::Result<u64> {
+        self.shared.resize(SHARE_LEAST, 0);
+        let (mut sum, mut done) = (0_u64, 0);
+        while done < length {
+            let count = SHARE_LEAST.min(length - done);
+            let piece = &mut self.shared[..count];
+            source.read_exact_at(piece, from + done as u64)?;
+            let start = (to + done as u64) % DiskSums::UNIT;
+            sum = sum.wrapping_add(checksum::of_blocks(piece, start as usize));
+            done += count;
+        }
+        Ok(sum)
+    }
+
+    /// What was shared since the last call adds this to the checksum of its unit.
+    pub(super) fn take_shared_sum(&mut self) -> u64 {
+        std::mem::take(&mut self.shared_sum)
     }
 
     /// The decoded bytes of a cluster, where it was the last one that was decoded for a part of it.

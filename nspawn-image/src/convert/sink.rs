@@ -155,9 +155,9 @@ fn write_error(offset: u64) -> impl FnOnce(std::io::Error) -> Qcow2Error {
     move |source| Qcow2Error::Write { offset, source }
 }
 
-/// Widens ranges to whole blocks, the added bytes zeroed, so that they can be written past the page cache. The last
-/// one ends with `unit` at the latest.
-fn fill_blocks(unit: &mut [u8], data: &mut Vec<Range<usize>>) {
+/// Widens ranges to whole blocks, the added bytes zeroed, so that they can be written past the page cache and have
+/// checksums. The last one ends with `unit` at the latest. Ranges that are whole blocks already stay as they are.
+pub(super) fn fill_blocks(unit: &mut [u8], data: &mut Vec<Range<usize>>) {
     let mut kept = 0;
     // Where the bytes of the last kept range end that were really read.
     let mut filled = 0;

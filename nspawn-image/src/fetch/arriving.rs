@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
@@ -19,6 +20,9 @@ pub(crate) struct Arriving {
     total: u64,
     /// Bytes that can be read, from the start.
     here: AtomicU64,
+    /// Whether it was all there from the first: such a file may share its blocks. What has just come has yet to be
+    /// written to the disk, which sharing would wait for.
+    whole: bool,
     /// Whether no more will come.
     ended: Mutex<bool>,
     changed: Condvar,
@@ -31,6 +35,7 @@ impl Arriving {
             file,
             total,
             here: AtomicU64::new(here),
+            whole: false,
             ended: Mutex::new(false),
             changed: Condvar::new(),
         }
@@ -39,7 +44,10 @@ impl Arriving {
     /// A file that is all there.
     pub(crate) fn complete(file: File) -> io::Result<Self> {
         let total = file.size()?;
-        Ok(Self::new(file, total, total))
+        Ok(Self {
+            whole: true,
+            ..Self::new(file, total, total)
+        })
     }
 
     /// Tells that `here` bytes are there now.
@@ -93,6 +101,10 @@ impl ReadAt for Arriving {
         // Zeros that end what has come are not written.
         buffer[count..].fill(0);
         Ok(buffer.len())
+    }
+
+    fn as_file(&self) -> Option<BorrowedFd<'_>> {
+        self.whole.then(|| self.file.as_fd())
     }
 }
 

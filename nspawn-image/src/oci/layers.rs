@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -12,7 +12,6 @@ use crate::digest::{Digest, Hasher};
 use crate::error::{ImageError, PathContext};
 use crate::fetch::{self, DownloadReason, Outcome, PartialPaths};
 use crate::format::Codec;
-use crate::image::ImageKind;
 use crate::limits::Cancel;
 use crate::options::PullOptions;
 use crate::report::relay::{self, Remote};
@@ -338,23 +337,15 @@ impl Layers<'_> {
         if let Some(notice) = tree.notice() {
             step.notice(notice);
         }
-        tree.finish().map_err(failed)?;
-        unpack::check_tree(path).map_err(|missing| ImageError::NoTree {
-            path: PathBuf::from(self.what),
-            missing,
-        })?;
+        let what = Path::new(self.what);
+        let imported = unpack::finish_tree(tree, path, what, true, &self.options.cancel)?;
         if !has_init(path) {
             step.notice(&format!(
                 "{} has no systemd: it cannot boot; build one FROM it that installs systemd",
                 self.what
             ));
         }
-        Ok(Imported {
-            file: None,
-            kind: ImageKind::Tree,
-            path: path.to_owned(),
-            virtual_size: 0,
-        })
+        Ok(imported)
     }
 }
 

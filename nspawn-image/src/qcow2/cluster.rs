@@ -142,7 +142,7 @@ impl<'a> ClusterReader<'a> {
         offset: u64,
         buffer: &mut [u8],
         data: &mut Vec<Range<usize>>,
-        scratch: &Scratch<'_>,
+        scratch: &mut Scratch<'_>,
     ) -> Result<(), Qcow2Error> {
         for piece in &self.plain {
             let guest = offset + piece.to.start as u64;

@@ -148,6 +148,7 @@ impl Plan {
             own: self.own.as_deref(),
             image: self.path.as_deref(),
             only_disk: false,
+            summed: true,
         };
         unpack::import(source, &self.what, paths, &self.options, reporter)
     }

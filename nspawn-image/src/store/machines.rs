@@ -14,7 +14,6 @@ use rustix::fs::{
     fcntl_lock, ioctl_ficlone, lsetxattr, mknodat, utimensat,
 };
 
-use super::walk;
 use crate::convert::{self, RawUnits, Units};
 use crate::error::{ImageError, PathContext};
 use crate::fetch::sync_folder;
@@ -25,6 +24,7 @@ use crate::reference::ImageName;
 use crate::report::{Reporter, Step, StepKind};
 use crate::source::ReadAt;
 use crate::unpack::{self, remove_tree};
+use crate::walk;
 
 /// Bytes copied at once.
 const CHUNK: usize = 1 << 20;

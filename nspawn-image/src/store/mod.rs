@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! blobs/<sha256>.raw | <sha256>/     complete, read-only, never changed; flock(LOCK_SH) by whoever uses one
-//! blobs/<sha256>.sums                digests of what a blob holds, by which damage to it is found
+//! blobs/<sha256>.sums                checksums of what a blob holds, by which damage to it is found
 //! refs/<name>.json                   a name: where it came from, digest, size, when; its time is that of the last use
 //! partial/<key>.data, .json          a download that can go on; <key>.lock: one process per key
 //! ```
@@ -15,7 +15,6 @@
 //! rename, so that of two processes that want one image the second waits and then finds it.
 
 mod beside;
-mod content;
 mod lock;
 mod machines;
 mod oci;
@@ -24,14 +23,12 @@ mod publish;
 mod pull;
 mod record;
 mod verify;
-mod walk;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-pub use content::Damage;
 use lock::KeyLock;
 pub use prune::{PruneOptions, PruneReport, Pruned, PrunedKind};
 use record::Record;
@@ -222,7 +219,7 @@ impl Store {
         self.remove_blob(&digest, kind).map(|()| true)
     }
 
-    /// Removes a blob and its digests; the caller holds the lock of the names and the only lock of the blob.
+    /// Removes a blob and its checksums; the caller holds the lock of the names and the only lock of the blob.
     fn remove_blob(&self, digest: &Digest, kind: ImageKind) -> Result<(), ImageError> {
         let blob = self.blob(digest, kind);
         let sums = self.sums(digest);

@@ -240,7 +240,7 @@ impl Store {
         Ok(true)
     }
 
-    /// Blobs, and digests of blobs, that nothing leads to.
+    /// Blobs, and checksums of blobs, that nothing leads to.
     fn prune_unnamed(
         &self,
         options: &PruneOptions,
@@ -252,7 +252,7 @@ impl Store {
             let path = self.blobs().join(&name);
             let (stem, end) = name.split_once('.').unwrap_or((&name, ""));
             let Ok(digest) = format!("sha256:{stem}").parse::<Digest>() else {
-                // Digests that were being written when their process was killed; it held the blob's lock.
+                // Checksums that were being written when their process was killed; it held the blob's lock.
                 let key = name
                     .strip_prefix('.')
                     .and_then(|rest| rest.split('.').next());
@@ -269,7 +269,12 @@ impl Store {
                 "sums" => {
                     let blobs =
                         [ImageKind::Disk, ImageKind::Tree].map(|kind| self.blob(&digest, kind));
-                    if !blobs.iter().any(|blob| fs::exists(blob).unwrap_or(true)) {
+                    let has_blob = || blobs.iter().any(|blob| fs::exists(blob).unwrap_or(true));
+                    // Whoever publishes the blob writes them before it, and holds this until it is there.
+                    if !has_blob()
+                        && let Some(_key) = KeyLock::try_take(&self.lock_path(&digest.hex()))
+                        && !has_blob()
+                    {
                         self.leftover(&path, options, report)?;
                     }
                     continue;

@@ -184,6 +184,10 @@ impl Store {
             None,
         );
         let path = &imported.path;
+        // Before the blob: one that is seen has them.
+        if let Some(content) = &imported.content {
+            content.write(&self.sums(blob))?;
+        }
         if imported.kind == ImageKind::Tree {
             fs::rename(path, &target).at("publish", &target)?;
         } else {
@@ -210,6 +214,7 @@ impl Store {
         if imported.kind == ImageKind::Disk {
             let _ = set_readonly(&target, false);
         }
+        let _ = fs::remove_file(self.sums(blob));
         let _ = fs::rename(&target, &imported.path);
     }
 }

@@ -1,35 +1,41 @@
 //! Whether an image in the store still is what it was.
 
+use std::fs::File;
+
 use super::Store;
-use super::content::{Content, Damage};
 use super::lock::{self, KeyLock};
 use super::record::{self, Record};
+use crate::content::{Content, Damage};
+use crate::convert::DiskSums;
 use crate::digest::Digest;
-use crate::error::ImageError;
+use crate::error::{ImageError, PathContext};
 use crate::image::ImageKind;
 use crate::limits::Cancel;
 use crate::reference::ImageName;
 use crate::report::{Reporter, Step, StepKind};
+use crate::source::ReadAt;
+use crate::unpack;
 
 /// What [`Store::verify`] found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Soundness {
-    /// Nothing changed since its digests were written down.
+    /// Nothing changed since it was made.
     Sound,
-    /// There were no digests of it yet: there are from now on.
+    /// There were no checksums of it, as an older version made it: there are from now on.
     Recorded,
     /// It is not what it was.
     Damaged(Damage),
 }
 
 impl Store {
-    /// Compares an image with the digests that were written down of it, and writes them down where none were.
+    /// Compares an image with the checksums that were taken of it when it was made. They find damage, wherever it is, and
+    /// no intent: who may change the image may change them too.
     ///
     /// # Errors
     ///
     /// [`ImageError::NotStored`], [`ImageError::Missing`] where the name is there and the image is not,
-    /// [`ImageError::Record`] where the digests themselves are damaged, [`ImageError::Path`], and
+    /// [`ImageError::Record`] where the checksums themselves are damaged, [`ImageError::Path`], and
     /// [`ImageError::Cancelled`].
     pub fn verify(
         &self,
@@ -48,7 +54,7 @@ impl Store {
         let Some(_lock) = lock::share(&path)? else {
             return Err(ImageError::Missing(path));
         };
-        let now = self.hash(&blob, kind, name.as_str(), cancel, reporter)?;
+        let now = self.content(&blob, kind, name.as_str(), cancel, reporter)?;
         if let Some(was) = Content::read(&self.sums(&blob))? {
             return Ok(match was.compare(&now) {
                 None => Soundness::Sound,
@@ -60,8 +66,8 @@ impl Store {
         Ok(Soundness::Recorded)
     }
 
-    /// Hashes a blob.
-    fn hash(
+    /// What a blob holds now.
+    fn content(
         &self,
         blob: &Digest,
         kind: ImageKind,
@@ -70,12 +76,16 @@ impl Store {
         reporter: &mut dyn Reporter,
     ) -> Result<Content, ImageError> {
         let path = self.blob(blob, kind);
-        let total = super::disk_usage(&path);
-        let mut step = Step::begin(reporter, StepKind::Verify, what, Some(total));
-        let mut progress = |done: u64| step.at(done.min(total));
-        match kind {
-            ImageKind::Disk => Content::of_disk(&path, cancel, &mut progress),
-            ImageKind::Tree => Content::of_tree(&path, cancel, &mut progress),
+        if kind == ImageKind::Tree {
+            let total = super::disk_usage(&path);
+            let mut step = Step::begin(reporter, StepKind::Verify, what, Some(total));
+            return Content::of_tree(&path, cancel, &mut |done| step.at(done.min(total)));
         }
+        let disk = File::open(&path).at("open", &path)?;
+        let total = disk.size().at("read", &path)?;
+        let mut step = Step::begin(reporter, StepKind::Verify, what, Some(total));
+        let sums = DiskSums::of(disk, cancel, &mut |done| step.at(done))
+            .map_err(|source| unpack::qcow2_error(source, &path, &path))?;
+        Ok(Content::Disk(sums))
     }
 }

@@ -15,6 +15,7 @@ mod zip;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -26,10 +27,12 @@ pub(crate) use stream::Stream;
 pub(crate) use tree::Tree;
 pub use writer::TreeWriter;
 
-use crate::convert::{self, RawUnits};
+use crate::content::Content;
+use crate::convert::{self, DiskSums, RawUnits};
 use crate::error::{ImageError, PathContext};
 use crate::format::{self, Format};
 use crate::image::ImageKind;
+use crate::limits::Cancel;
 use crate::options::PullOptions;
 use crate::place;
 use crate::qcow2::{OpenOptions, Qcow2, Qcow2Error};
@@ -73,6 +76,8 @@ pub(crate) struct Paths<'a> {
     pub(crate) image: Option<&'a Path>,
     /// Only a disk is wanted: an archive of anything else is refused before it is unpacked.
     pub(crate) only_disk: bool,
+    /// Whether checksums of what is made are wanted.
+    pub(crate) summed: bool,
 }
 
 /// What an import made, still under its working name.
@@ -84,6 +89,8 @@ pub(crate) struct Imported {
     pub(crate) file: Option<File>,
     /// Bytes a machine sees of a disk; 0 for a tree.
     pub(crate) virtual_size: u64,
+    /// What it holds, where checksums were wanted.
+    pub(crate) content: Option<Content>,
 }
 
 /// Unpacks or converts `source`. `what` is how the user knows it: a redacted URL or a path.
@@ -160,13 +167,24 @@ impl Import<'_> {
     }
 
     /// The disk in `file`.
-    fn disk(&self, file: File, virtual_size: u64) -> Imported {
+    fn disk(&self, file: File, virtual_size: u64, sums: Option<DiskSums>) -> Imported {
         Imported {
             kind: ImageKind::Disk,
             path: self.work.raw.clone(),
             file: self.work.nameless.is_some().then_some(file),
             virtual_size,
+            content: sums.map(Content::Disk),
         }
+    }
+
+    /// The checksums of a disk that was not converted, where they are wanted.
+    fn sums(&self, disk: impl ReadAt) -> Result<Option<DiskSums>, ImageError> {
+        if !self.paths.summed {
+            return Ok(None);
+        }
+        let sums = DiskSums::of(disk, &self.options.cancel, &mut |_| {});
+        sums.map(Some)
+            .map_err(|source| qcow2_error(source, Path::new(self.what), &self.work.raw))
     }
 
     fn qcow2(&self, source: &Source, reporter: &mut dyn Reporter) -> Result<Imported, ImageError> {
@@ -186,10 +204,11 @@ impl Import<'_> {
         let size = image.header().virtual_size;
         let output = self.create(&self.work.raw)?;
         let mut step = Step::begin(reporter, StepKind::Convert, self.what, Some(size));
-        image
-            .convert(&output, &self.options.cancel, &mut |done| step.at(done))
+        let summed = self.paths.summed;
+        let cancel = &self.options.cancel;
+        let sums = convert::run_with(&image, &output, summed, cancel, &mut |done| step.at(done))
             .map_err(failed)?;
-        Ok(self.disk(output, size))
+        Ok(self.disk(output, size, sums))
     }
 
     /// Takes the file as it is where it may, else copies what is not zero.
@@ -208,15 +227,16 @@ impl Import<'_> {
                 path: own.to_owned(),
                 file: None,
                 virtual_size: size,
+                content: self.sums(source)?.map(Content::Disk),
             });
         }
         let output = self.create(&self.work.raw)?;
         let mut step = Step::begin(reporter, StepKind::Convert, self.what, Some(size));
-        convert::run(&units, &output, &self.options.cancel, &mut |done| {
-            step.at(done)
-        })
-        .map_err(failed)?;
-        Ok(self.disk(output, size))
+        let summed = self.paths.summed;
+        let cancel = &self.options.cancel;
+        let sums = convert::run_with(&units, &output, summed, cancel, &mut |done| step.at(done))
+            .map_err(failed)?;
+        Ok(self.disk(output, size, sums))
     }
 
     /// Only a qcow2 image holds snapshots.
@@ -301,7 +321,8 @@ impl Import<'_> {
             step.at(gauge.read());
         }
         output.set_len(size).at("write", &self.work.raw)?;
-        Ok(self.disk(output, size))
+        let sums = self.sums(&output)?;
+        Ok(self.disk(output, size, sums))
     }
 
     fn spool(
@@ -381,17 +402,9 @@ impl Import<'_> {
         if let Some(notice) = tree.notice() {
             step.notice(notice);
         }
-        tree.finish().map_err(failed)?;
-        check_tree(&self.work.tree).map_err(|missing| ImageError::NoTree {
-            path: self.what.into(),
-            missing,
-        })?;
-        Ok(Imported {
-            kind: ImageKind::Tree,
-            path: self.work.tree.clone(),
-            file: None,
-            virtual_size: 0,
-        })
+        let what = Path::new(self.what);
+        let cancel = &self.options.cancel;
+        finish_tree(tree, &self.work.tree, what, self.paths.summed, cancel)
     }
 
     /// Writes the disk image in an archive to the spool, as its format is not known before.
@@ -435,7 +448,8 @@ impl Import<'_> {
                     named.at("rename", &self.work.spool)?;
                 }
                 let length = spool.metadata().at("read", &self.work.raw)?.len();
-                Ok(self.disk(spool, length))
+                let sums = self.sums(&spool)?;
+                Ok(self.disk(spool, length, sums))
             }
             Format::Qcow2 => {
                 let imported = self.qcow2(&spool, reporter)?;
@@ -445,6 +459,43 @@ impl Import<'_> {
             other => Err(self.refuse(other)),
         }
     }
+}
+
+/// Ends the making of the tree at `path`, and looks whether it is that of an OS. While it is written to the disk, its
+/// checksums are taken where they are wanted. `what` is how the user knows it.
+pub(crate) fn finish_tree(
+    tree: Tree,
+    path: &Path,
+    what: &Path,
+    summed: bool,
+    cancel: &Cancel,
+) -> Result<Imported, ImageError> {
+    let failed = |source| unpack_error(what, path, source);
+    check_tree(path).map_err(|missing| ImageError::NoTree {
+        path: what.to_owned(),
+        missing,
+    })?;
+    let written = tree.complete().map_err(failed)?;
+    let content = thread::scope(|scope| {
+        if !summed {
+            return written.sync().map(|()| None).map_err(failed);
+        }
+        let sync = thread::Builder::new().spawn_scoped(scope, || written.sync());
+        let content = Content::of_tree(path, cancel, &mut |_| {});
+        match sync {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            Err(_) => written.sync(),
+        }
+        .map_err(failed)?;
+        content.map(Some)
+    })?;
+    Ok(Imported {
+        kind: ImageKind::Tree,
+        path: path.to_owned(),
+        file: None,
+        virtual_size: 0,
+        content,
+    })
 }
 
 /// Makes the right error of one of an archive's, which is unpacked to `tree`.

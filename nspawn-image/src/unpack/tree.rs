@@ -519,6 +519,11 @@ impl Tree {
 
     /// Gives the folders their attributes, the innermost first, and writes everything to the disk.
     pub(crate) fn finish(self) -> Result<(), UnpackError> {
+        self.complete()?.sync()
+    }
+
+    /// Gives the folders their attributes, the innermost first. What is then there has yet to be written to the disk.
+    pub(crate) fn complete(self) -> Result<Complete, UnpackError> {
         for (path, attributes) in self.folders.iter().rev() {
             // A later entry may have put something else in the folder's place.
             let Ok(folder) = self.open(path, FOLDER | OFlags::NOFOLLOW) else {
@@ -526,6 +531,18 @@ impl Tree {
             };
             self.change(&folder, path, attributes)?;
         }
+        Ok(Complete { root: self.root })
+    }
+}
+
+/// A tree that has all it is to have.
+pub(crate) struct Complete {
+    root: OwnedFd,
+}
+
+impl Complete {
+    /// Writes everything to the disk.
+    pub(crate) fn sync(&self) -> Result<(), UnpackError> {
         rustix::fs::syncfs(&self.root).map_err(|error| write_error("sync", Path::new("."), error))
     }
 }

@@ -12,7 +12,7 @@ use nspawn_image::{
     ConvertOptions, ErrorKind, Image, ImageError, NoReport, PruneOptions, Store, convert_file,
 };
 
-use super::fixture::{Fixture, names, noise, qcow2_of};
+use super::fixture::{Fixture, assert_sound, names, noise, qcow2_of};
 use super::support::{Behaviour, Server};
 
 const PAGE: usize = 4096;
@@ -134,8 +134,10 @@ impl Full {
 
     fn pull(&self) -> Result<Image, ImageError> {
         let reference = self.reference.parse().unwrap();
-        self.store
-            .pull(&reference, &self.fixture.options(), &mut NoReport)
+        let pulled = self
+            .store
+            .pull(&reference, &self.fixture.options(), &mut NoReport);
+        pulled.inspect(|image| assert_sound(&self.store, image))
     }
 
     fn files(&self, folder: &str) -> Vec<PathBuf> {

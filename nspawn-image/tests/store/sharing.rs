@@ -4,9 +4,9 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nspawn_image::{ConvertOptions, NoReport, convert_file};
+use nspawn_image::{ConvertOptions, NoReport, PullOptions, Store, Verify, convert_file};
 
-use super::fixture::{noise, qemu_img};
+use super::fixture::{assert_sound, noise, qemu_img};
 
 /// What is no data is a hole, so that there is something that is not shared.
 const LENGTH: usize = 16 << 20;
@@ -141,6 +141,16 @@ fn assert_shares(mkfs: &[&str], mib: u64) {
     for name in ["shared.raw", "copied.raw"] {
         assert!(fs::read(path(name)).unwrap() == referee, "{name}");
     }
+    // Blocks that a store shares with an image have checksums as those that it copies.
+    let store = Store::open(path("store")).unwrap();
+    let mut options = PullOptions::default();
+    options.verify = Verify::No;
+    let before = mounted.used();
+    let reference = text("plain.qcow2").parse().unwrap();
+    let image = store.pull(&reference, &options, &mut NoReport).unwrap();
+    assert!(mounted.used() - before < data / 8);
+    assert!(fs::read(image.path()).unwrap() == referee);
+    assert_sound(&store, &image);
     // A change of one is none of the other.
     let before = fs::read(path("plain.qcow2")).unwrap();
     fs::write(path("shared.raw"), vec![7; LENGTH]).unwrap();

@@ -205,7 +205,8 @@ fn a_file_that_changes_between_two_parts_is_taken_anew() {
         new.assert_is(&pulled.unwrap_or_else(|error| panic!("{what}: {error:?}")));
         assert_eq!(ranges(&server), requests, "{what}");
         assert_eq!(fixture.left("partial"), Vec::<String>::new(), "{what}");
-        assert_eq!(fixture.left("blobs").len(), 1, "{what}");
+        // The image and its checksums.
+        assert_eq!(fixture.left("blobs").len(), 2, "{what}");
     }
 }
 

@@ -7,8 +7,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use nspawn_image::{
-    Digest, DownloadReason, Image, ImageError, NoReport, PullOptions, Reporter, StepId, StepKind,
-    Store, Verify,
+    Cancel, Digest, DownloadReason, Image, ImageError, NoReport, PullOptions, Reporter, Soundness,
+    StepId, StepKind, Store, Verify,
 };
 
 /// A store in a temporary folder, in which there is room for more.
@@ -55,7 +55,8 @@ impl Fixture {
         options: &PullOptions,
     ) -> Result<Image, ImageError> {
         let reference = reference.parse().unwrap();
-        self.store.pull(&reference, options, &mut NoReport)
+        let pulled = self.store.pull(&reference, options, &mut NoReport);
+        pulled.inspect(|image| assert_sound(&self.store, image))
     }
 
     /// Files under `folder` of the store.
@@ -76,6 +77,15 @@ impl Fixture {
         let mut names = self.files(folder);
         names.retain(|name| !name.ends_with(".lock"));
         names
+    }
+}
+
+/// Panics unless an image is what the checksums say that were taken while it was made.
+#[track_caller]
+pub(crate) fn assert_sound(store: &Store, image: &Image) {
+    if let Some(name) = image.name() {
+        let found = store.verify(name, &Cancel::default(), &mut NoReport);
+        assert_eq!(found.unwrap(), Soundness::Sound, "{name}");
     }
 }
 

@@ -86,15 +86,21 @@ impl Pulls {
         if !self.folder("refs").exists() {
             return;
         }
-        for name in names(&self.folder("blobs")) {
-            let (stem, _) = name.split_once('.').unwrap_or((&name, ""));
+        let sums = format!("{}.sums", self.digest);
+        let blobs = names(&self.folder("blobs"));
+        for name in &blobs {
+            if *name == sums || *name == format!(".{sums}.new") {
+                continue;
+            }
+            let (stem, _) = name.split_once('.').unwrap_or((name, ""));
             assert_eq!(stem, self.digest);
             self.made.assert_is(&self.folder("blobs").join(name));
+            assert!(blobs.contains(&sums), "{blobs:?}");
         }
         for name in names(&self.folder("refs")) {
             if name != ".web.new" {
                 assert_eq!(name, "web.json");
-                assert_eq!(names(&self.folder("blobs")).len(), 1);
+                assert_eq!(blobs.len(), 2, "{blobs:?}");
             }
         }
         let list = self.cli.run(["image", "list", "--format", "json"]);
@@ -118,6 +124,9 @@ impl Pulls {
         let is_readonly = fs::metadata(path).unwrap().permissions().readonly();
         assert!(is_readonly || path.is_dir());
         self.assert_whole();
+        let verified = self.cli.run(["image", "verify", "web"]);
+        verified.expect_code(0);
+        assert_eq!(verified.stdout, "web: ok\n");
         self.cli.run(["image", "remove", "web"]).expect_code(0);
         self.cli
             .run(["image", "prune", "--partial", "--recent"])

@@ -150,7 +150,7 @@ fn two_urls_of_the_same_bytes_are_one_image() {
     let pulls = urls.iter().map(|url| scene.pull(url, &[]).spawn());
     let finished = finish_all(pulls.collect());
     assert_eq!(finished[0].stdout, finished[1].stdout);
-    assert_eq!(scene.files("blobs", "").len(), 1);
+    assert_eq!(scene.files("blobs", ".raw").len(), 1);
     assert_eq!(scene.files("partial", ".data"), Vec::<PathBuf>::new());
     let list = scene.list();
     let names: Vec<&str> = list

@@ -12,9 +12,9 @@ use crate::signals;
 
 /// Check that images in the store are what they were
 ///
-/// Digests of an image's content are written down the first time it is checked; from then on every change is found, and
-/// named by its place. What an image's publisher says of it is checked when it is pulled. Exit status 1 where an image is
-/// damaged.
+/// Checksums of all that an image holds are taken while it is pulled; every change since is found, and named by its place.
+/// They find damage and not intent: who may change the store may change them too. What an image's publisher says of it
+/// is checked when it is pulled. Exit status 1 where an image is damaged.
 ///
 /// Example: nspawn-run image verify debian-12
 #[derive(Args, Debug)]
@@ -59,7 +59,7 @@ pub(crate) fn run(
                 (state, Some(reason)) => format!("{name}: {state}: {reason}\n"),
                 ("recorded", None) => {
                     format!(
-                        "{name}: checked for the first time, its digests are kept from now on\n"
+                        "{name}: had no checksums, as an older version pulled it; they are kept from now on\n"
                     )
                 }
                 (state, None) => format!("{name}: {state}\n"),

@@ -11,7 +11,7 @@ use crate::error::{ImageError, PathContext};
 
 /// All below `root`, as paths relative to it, sorted by their bytes: folders come before what is in them. Links are not
 /// followed.
-pub(super) fn entries(root: &Path) -> Result<Vec<PathBuf>, ImageError> {
+pub(crate) fn entries(root: &Path) -> Result<Vec<PathBuf>, ImageError> {
     let mut found = Vec::new();
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {
@@ -33,10 +33,10 @@ pub(super) fn entries(root: &Path) -> Result<Vec<PathBuf>, ImageError> {
 const OF_THE_HOST: [&[u8]; 3] = [b"security.selinux", b"security.ima", b"security.evm"];
 
 /// An extended attribute: name and value.
-pub(super) type Xattr = (Vec<u8>, Vec<u8>);
+pub(crate) type Xattr = (Vec<u8>, Vec<u8>);
 
 /// The extended attributes of what stands at `path`, sorted; none where the file system has no such thing.
-pub(super) fn xattrs(path: &Path) -> Result<Vec<Xattr>, ImageError> {
+pub(crate) fn xattrs(path: &Path) -> Result<Vec<Xattr>, ImageError> {
     let failed = |error: Errno| ImageError::io("read the attributes of", path, error.into());
     let mut names = Vec::with_capacity(1 << 10);
     loop {

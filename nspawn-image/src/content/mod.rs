@@ -1,0 +1,168 @@
+//! What an image holds, as checksums that tell later what of it changed.
+//!
+//! They are taken while the image is made, as long as its bytes are in memory anyway, and are XXH3: fast enough for
+//! that, and as good as any against what disks and accidents do. Against intent they are no help, as whoever may change
+//! an image in the store may change its checksums too.
+
+mod record;
+mod tree;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::convert::DiskSums;
+
+/// The checksums of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// Those of a disk.
+    Disk(DiskSums),
+    /// That of each path below the root of a tree; the root's own is that of the empty path.
+    Tree(BTreeMap<PathBuf, u64>),
+}
+
+/// What of a stored image is not as it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Damage {
+    /// A disk's length, in bytes.
+    Length {
+        /// What it was.
+        expected: u64,
+        /// What it is.
+        found: u64,
+    },
+    /// Some bytes of a disk.
+    Bytes {
+        /// The first byte of the piece that differs.
+        start: u64,
+        /// The byte after its last.
+        end: u64,
+        /// How many pieces of that length differ in all.
+        chunks: usize,
+    },
+    /// A path of a tree.
+    Path {
+        /// The first path, relative to the tree.
+        path: PathBuf,
+        /// `differs`, `is missing` or `was added`.
+        found: &'static str,
+        /// How many paths do in all.
+        paths: usize,
+    },
+}
+
+impl std::fmt::Display for Damage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let more = |count: usize| match count {
+            0 | 1 => String::new(),
+            _ => format!(", and {} more", count - 1),
+        };
+        match self {
+            Self::Length { expected, found } => {
+                write!(f, "it is {found} bytes long, not {expected}")
+            }
+            Self::Bytes { start, end, chunks } => {
+                write!(f, "bytes {start} to {end} differ{}", more(*chunks))
+            }
+            Self::Path { path, found, paths } => {
+                let path = Path::new("/").join(path);
+                write!(f, "{} {found}{}", path.display(), more(*paths))
+            }
+        }
+    }
+}
+
+impl Content {
+    /// The first place where `now` is not what this was.
+    pub(crate) fn compare(&self, now: &Self) -> Option<Damage> {
+        match (self, now) {
+            (Self::Disk(was), Self::Disk(is)) if was.size != is.size => Some(Damage::Length {
+                expected: was.size,
+                found: is.size,
+            }),
+            (Self::Disk(was), Self::Disk(is)) => {
+                let (size, was, is) = (was.size, &was.units, &is.units);
+                let mut differ: Vec<u64> = was
+                    .keys()
+                    .chain(is.keys())
+                    .copied()
+                    .filter(|number| was.get(number) != is.get(number))
+                    .collect();
+                differ.sort_unstable();
+                differ.dedup();
+                differ.first().map(|number| Damage::Bytes {
+                    start: number * DiskSums::UNIT,
+                    end: ((number + 1) * DiskSums::UNIT).min(size),
+                    chunks: differ.len(),
+                })
+            }
+            (Self::Tree(was), Self::Tree(is)) => {
+                let mut differ: Vec<&PathBuf> = was
+                    .keys()
+                    .chain(is.keys())
+                    .filter(|path| was.get(*path) != is.get(*path))
+                    .collect();
+                differ.sort_unstable();
+                differ.dedup();
+                differ.first().map(|path| Damage::Path {
+                    path: (*path).clone(),
+                    found: match (was.contains_key(*path), is.contains_key(*path)) {
+                        (true, true) => "differs",
+                        (true, false) => "is missing",
+                        _ => "was added",
+                    },
+                    paths: differ.len(),
+                })
+            }
+            _ => Some(Damage::Path {
+                path: PathBuf::new(),
+                found: "differs",
+                paths: 1,
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UNIT: u64 = DiskSums::UNIT;
+
+    fn disk(size: u64, units: &[(u64, u64)]) -> Content {
+        let units = units.iter().copied().collect();
+        Content::Disk(DiskSums { size, units })
+    }
+
+    #[test]
+    fn the_first_damage_to_a_disk_is_named() {
+        let sound = disk(3 * UNIT + 100, &[(1, 7), (3, 9)]);
+        let said = |now: &Content| sound.compare(now).map(|damage| damage.to_string());
+        assert_eq!(said(&sound), None);
+        let bytes =
+            |from: u64, to: u64, more: &str| Some(format!("bytes {from} to {to} differ{more}"));
+        let cases = [
+            (
+                disk(3 * UNIT + 100, &[(1, 8), (3, 9)]),
+                bytes(UNIT, 2 * UNIT, ""),
+            ),
+            // What was a hole, and what became one.
+            (
+                disk(3 * UNIT + 100, &[(0, 1), (1, 7)]),
+                bytes(0, UNIT, ", and 1 more"),
+            ),
+            (
+                disk(3 * UNIT + 100, &[(1, 7)]),
+                bytes(3 * UNIT, 3 * UNIT + 100, ""),
+            ),
+            (
+                disk(5, &[]),
+                Some(format!("it is 5 bytes long, not {}", 3 * UNIT + 100)),
+            ),
+        ];
+        for (now, expected) in cases {
+            assert_eq!(said(&now), expected, "{now:?}");
+        }
+    }
+}
