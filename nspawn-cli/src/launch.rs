@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
-use nspawn_core::{Host, Machine, MachineConfig, MachineSpec, Record};
+use nspawn_core::{Host, Machine, MachineConfig, MachineSpec, Phase, Record};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CommandError, Kind};
@@ -114,6 +114,13 @@ pub(crate) fn launch(
                     let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
                 }
                 let _ = monitor.child.wait();
+            }
+            // one that was killed has left what it had made so far
+            let lost = host.record(config.name()).is_ok_and(|record| {
+                owner.is_some_and(|owner| record.owner == owner) && record.phase != Phase::Ended
+            });
+            if lost {
+                let _ = host.clear_ended(config.name()); // the next start or `prune` does it else
             }
             Err(take_report(&order_file).unwrap_or_else(|| error.into()))
         }

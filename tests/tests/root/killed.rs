@@ -16,9 +16,16 @@ enum Victim {
     Leader,
 }
 
-/// The process, where it is there already.
+/// Source: proc_pid_status(5).
+fn parent(pid: i32) -> Option<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok()
+}
+
+/// The process, where it is there already. A record whose owner is no child of the command is that of a machine before.
 fn find(scene: &Scene, name: &str, victim: Victim, command: &Running) -> Option<i32> {
-    let pid = |key: &str, part: Option<&str>| {
+    let pid = |key: &str| {
         let path = scene
             .cli()
             .run_root()
@@ -26,15 +33,15 @@ fn find(scene: &Scene, name: &str, victim: Victim, command: &Running) -> Option<
             .join(name)
             .join("state.json");
         let record: serde_json::Value = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
-        let value = &record[key];
-        let value = part.map_or(value, |part| &value[part]);
-        i32::try_from(value.as_i64()?).ok()
+        let pid = |key: &str| i32::try_from(record[key]["pid"].as_i64()?).ok();
+        let is_own = parent(pid("owner")?) == Some(command.pid());
+        pid(key).filter(|_| is_own)
     };
     match victim {
         Victim::Command => Some(command.pid()),
-        Victim::Monitor => pid("owner", Some("pid")),
-        Victim::Supervisor => pid("supervisor", Some("pid")),
-        Victim::Leader => pid("leader", Some("pid")),
+        Victim::Monitor => pid("owner"),
+        Victim::Supervisor => pid("supervisor"),
+        Victim::Leader => pid("leader"),
     }
 }
 
@@ -90,6 +97,7 @@ fn root_a_kill_at_any_time_leaves_nothing() {
             raw.to_str().unwrap()
         };
         let what = format!("{victim:?} after {moment:?} with {image}");
+        println!("{what}"); // shown where the test fails
         let running = scene.unit(&unit, &["--image", image]).spawn();
         // the one sleep there is: the moment itself
         std::thread::sleep(moment);
