@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{lgetxattr, llistxattr};
@@ -25,7 +26,11 @@ pub(crate) fn entries(root: &Path) -> Result<Vec<PathBuf>, ImageError> {
             found.push(relative);
         }
     }
-    found.sort();
+    // As bytes: a comparison of paths takes them apart.
+    found.sort_unstable_by(|one, other| {
+        let (one, other) = (one.as_os_str(), other.as_os_str());
+        one.as_bytes().cmp(other.as_bytes())
+    });
     Ok(found)
 }
 

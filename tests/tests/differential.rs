@@ -11,12 +11,14 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nspawn_image::Cancel;
 use nspawn_image::qcow2::{OpenOptions, Qcow2, Qcow2Error};
+use nspawn_image::{Cancel, NoReport, PullOptions, Soundness, Store, Verify};
 use nspawn_tests::random::Random;
 
 const IMAGES: u64 = 400;
 const SEED: u64 = 0x6e73_7061_776e;
+/// Of how many images one is pulled too.
+const PULLED: u64 = 4;
 /// Largest virtual size made, in bytes.
 const LARGEST: u64 = 24 << 20;
 
@@ -318,6 +320,25 @@ struct Counts {
     damaged: AtomicU64,
 }
 
+/// Pulls an image into a store: the bytes are the same, and its checksums, taken meanwhile, are theirs.
+fn assert_pulled(image: &Path, open: &OpenOptions, expected: &Path, what: &str) {
+    let dir = tempfile::tempdir_in(image.parent().unwrap()).unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let mut options = PullOptions::default();
+    options.verify = Verify::No;
+    options.limits.virtual_size = open.limit;
+    options.snapshot = open.snapshot.clone();
+    options.allow_backing = open.backing.clone();
+    let reference = image.to_str().unwrap().parse().unwrap();
+    let pulled = store.pull(&reference, &options, &mut NoReport).expect(what);
+    if let Some(at) = same(pulled.path(), expected) {
+        panic!("byte {at} differs where {what} is pulled");
+    }
+    let name = pulled.name().unwrap();
+    let found = store.verify(name, &Cancel::default(), &mut NoReport);
+    assert_eq!(found.expect(what), Soundness::Sound, "{what}");
+}
+
 fn compare(dir: &Path, number: u64, counts: &Counts) {
     let path = |kind: &str| dir.join(format!("{number}.{kind}"));
     let (image, ours, theirs) = (path("qcow2"), path("ours"), path("theirs"));
@@ -358,6 +379,9 @@ fn compare(dir: &Path, number: u64, counts: &Counts) {
         }
         assert_sparse(&ours, what);
         assert_reader(&qcow2, &ours, number, what);
+        if number.is_multiple_of(PULLED) {
+            assert_pulled(&image, &options, &theirs, what);
+        }
         if made.plain && snapshot.is_none() {
             ask_peers(&image, &theirs, &counts.agreed);
         }

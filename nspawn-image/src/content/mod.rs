@@ -7,7 +7,8 @@
 mod record;
 mod tree;
 
-use std::collections::BTreeMap;
+use std::cmp::Ordering;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::convert::DiskSums;
@@ -17,8 +18,8 @@ use crate::convert::DiskSums;
 pub(crate) enum Content {
     /// Those of a disk.
     Disk(DiskSums),
-    /// That of each path below the root of a tree; the root's own is that of the empty path.
-    Tree(BTreeMap<PathBuf, u64>),
+    /// That of each path below the root of a tree, sorted by the paths' bytes; the root's own is that of the empty path.
+    Tree(Vec<(PathBuf, u64)>),
 }
 
 /// What of a stored image is not as it was.
@@ -98,21 +99,12 @@ impl Content {
                 })
             }
             (Self::Tree(was), Self::Tree(is)) => {
-                let mut differ: Vec<&PathBuf> = was
-                    .keys()
-                    .chain(is.keys())
-                    .filter(|path| was.get(*path) != is.get(*path))
-                    .collect();
-                differ.sort_unstable();
-                differ.dedup();
-                differ.first().map(|path| Damage::Path {
-                    path: (*path).clone(),
-                    found: match (was.contains_key(*path), is.contains_key(*path)) {
-                        (true, true) => "differs",
-                        (true, false) => "is missing",
-                        _ => "was added",
-                    },
-                    paths: differ.len(),
+                let mut differ = changes(was, is);
+                let (path, found) = differ.next()?;
+                Some(Damage::Path {
+                    path: path.to_owned(),
+                    found,
+                    paths: 1 + differ.count(),
                 })
             }
             _ => Some(Damage::Path {
@@ -122,6 +114,42 @@ impl Content {
             }),
         }
     }
+}
+
+/// The paths of a tree that are not as they were, and what became of them.
+fn changes<'a>(
+    mut was: &'a [(PathBuf, u64)],
+    mut is: &'a [(PathBuf, u64)],
+) -> impl Iterator<Item = (&'a Path, &'static str)> {
+    std::iter::from_fn(move || {
+        loop {
+            let order = match (was.first(), is.first()) {
+                (None, None) => return None,
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                // As bytes: a comparison of paths takes them apart.
+                (Some((one, _)), Some((other, _))) => {
+                    let (one, other) = (one.as_os_str(), other.as_os_str());
+                    one.as_bytes().cmp(other.as_bytes())
+                }
+            };
+            let (old, new) = (was, is);
+            if order.is_le() {
+                was = &was[1..];
+            }
+            if order.is_ge() {
+                is = &is[1..];
+            }
+            match order {
+                Ordering::Less => return Some((old[0].0.as_path(), "is missing")),
+                Ordering::Greater => return Some((new[0].0.as_path(), "was added")),
+                Ordering::Equal if old[0].1 != new[0].1 => {
+                    return Some((old[0].0.as_path(), "differs"));
+                }
+                Ordering::Equal => {}
+            }
+        }
+    })
 }
 
 #[cfg(test)]
@@ -163,6 +191,40 @@ mod tests {
         ];
         for (now, expected) in cases {
             assert_eq!(said(&now), expected, "{now:?}");
+        }
+    }
+
+    #[test]
+    fn every_change_of_a_tree_counts() {
+        let tree = |entries: &[(&str, u64)]| {
+            Content::Tree(
+                entries
+                    .iter()
+                    .map(|(path, sum)| (path.into(), *sum))
+                    .collect(),
+            )
+        };
+        let sound = tree(&[("", 1), ("a", 2), ("a-b", 3), ("a/b", 4)]);
+        let said = |now: &Content| sound.compare(now).map(|damage| damage.to_string());
+        assert_eq!(said(&sound), None);
+        let cases = [
+            (tree(&[("", 1), ("a", 2), ("a/b", 4)]), "/a-b is missing"),
+            (
+                tree(&[("", 1), ("a", 2), ("a-b", 3), ("a/b", 5)]),
+                "/a/b differs",
+            ),
+            (
+                tree(&[("", 9), ("a", 2), ("a-b", 3), ("a/b", 4), ("c", 0)]),
+                "/ differs, and 1 more",
+            ),
+            (tree(&[("0", 0)]), "/ is missing, and 4 more"),
+            (
+                tree(&[("", 1), ("a", 2), ("a-b", 3), ("a/a", 0), ("a/b", 4)]),
+                "/a/a was added",
+            ),
+        ];
+        for (now, expected) in cases {
+            assert_eq!(said(&now).as_deref(), Some(expected));
         }
     }
 }

@@ -36,8 +36,8 @@ impl Content {
         cancel: &Cancel,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self, ImageError> {
-        let mut paths = walk::entries(root)?;
-        paths.push(PathBuf::new());
+        let mut paths = vec![PathBuf::new()];
+        paths.extend(walk::entries(root)?);
         let threads = thread::available_parallelism().map_or(1, usize::from);
         let threads = threads.min(MAX_THREADS);
         let next = AtomicUsize::new(0);
@@ -140,7 +140,7 @@ fn entry(path: &Path, buffer: &mut [u8]) -> Result<(u64, u64), ImageError> {
         hasher.write(fs::read_link(path).at("read", path)?.as_os_str().as_bytes());
     } else if kind.is_file() && length > 0 {
         let mut file = open(path).at("open", path)?;
-        loop {
+        while bytes < length {
             match file.read(buffer) {
                 Ok(0) => break,
                 Ok(count) => {

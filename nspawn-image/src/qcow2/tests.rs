@@ -2,6 +2,7 @@ use std::io::Write as _;
 use std::sync::Mutex;
 
 use super::*;
+use crate::convert::DiskSums;
 
 const CLUSTER: usize = 512;
 const LIMIT: u64 = 1 << 30;
@@ -35,8 +36,16 @@ fn put64(bytes: &mut [u8], at: usize, value: u64) {
 
 fn convert(bytes: Vec<u8>) -> Result<Vec<u8>, Qcow2Error> {
     let output = Mutex::new(Vec::new());
-    Qcow2::open(bytes, LIMIT)?.convert(&output, &Cancel::default(), &mut |_| {})?;
-    Ok(output.into_inner().unwrap())
+    let image = Qcow2::open(bytes, LIMIT)?;
+    image.convert(&output, &Cancel::default(), &mut |_| {})?;
+    let plain = output.into_inner().unwrap();
+    // The checksums taken on the way are those of what was written.
+    let output = Mutex::new(Vec::new());
+    let sums = convert::run_with(&image, &output, true, &Cancel::default(), &mut |_| {})?;
+    assert!(output.into_inner().unwrap() == plain);
+    let expected = DiskSums::of(&plain, &Cancel::default(), &mut |_| {})?;
+    assert_eq!(sums, Some(expected));
+    Ok(plain)
 }
 
 fn deflated(data: &[u8]) -> Vec<u8> {

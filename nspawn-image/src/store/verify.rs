@@ -22,7 +22,7 @@ use crate::unpack;
 pub enum Soundness {
     /// Nothing changed since it was made.
     Sound,
-    /// There were no checksums of it, as an older version made it: there are from now on.
+    /// There were no checksums of it, as an older version made it or a removal was killed: there are from now on.
     Recorded,
     /// It is not what it was.
     Damaged(Damage),

@@ -58,9 +58,7 @@ pub(crate) fn run(
             out.text(&match (row.state, &row.reason) {
                 (state, Some(reason)) => format!("{name}: {state}: {reason}\n"),
                 ("recorded", None) => {
-                    format!(
-                        "{name}: had no checksums, as an older version pulled it; they are kept from now on\n"
-                    )
+                    format!("{name}: had no checksums; they are kept from now on\n")
                 }
                 (state, None) => format!("{name}: {state}\n"),
             })?;
