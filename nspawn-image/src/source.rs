@@ -48,6 +48,10 @@ pub trait ReadAt: Sync {
     fn as_file(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+
+    /// Ends with an error every read that waits, now or later, for bytes that have yet to come: what they were wanted
+    /// for has failed. A source that never waits has nothing to do.
+    fn end_waiting(&self) {}
 }
 
 /// A position in a source, for what reads from front to back.
@@ -165,5 +169,9 @@ impl<T: ReadAt + Send + ?Sized> ReadAt for &T {
 
     fn as_file(&self) -> Option<BorrowedFd<'_>> {
         (**self).as_file()
+    }
+
+    fn end_waiting(&self) {
+        (**self).end_waiting();
     }
 }

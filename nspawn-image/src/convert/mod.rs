@@ -132,6 +132,8 @@ pub(crate) trait Units: Sync {
     fn size(&self) -> u64;
     /// The state of one thread.
     fn worker(&self) -> Box<dyn Worker + Send + '_>;
+    /// Ends the reads that wait for bytes which have yet to come: the conversion has failed.
+    fn end_waiting(&self);
 }
 
 /// One thread's view of a [`Units`].
@@ -194,7 +196,7 @@ pub(crate) fn run_with(
             let (alive, shared) = (alive.clone(), &shared);
             let body = move || {
                 if let Err(error) = work(source, output, shared, size) {
-                    shared.fail(error);
+                    shared.fail(error, source);
                 }
                 drop(alive);
             };
@@ -205,13 +207,13 @@ pub(crate) fn run_with(
         if threads.is_empty()
             && let Err(error) = work(source, output, &shared, size)
         {
-            shared.fail(error);
+            shared.fail(error, source);
         }
         while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
             let next = shared.next.load(Ordering::Relaxed);
             progress(next.saturating_mul(UNIT).min(size));
             if cancel.is_cancelled() {
-                shared.fail(Qcow2Error::Cancelled);
+                shared.fail(Qcow2Error::Cancelled, source);
             }
         }
         // The scope waits for their work alone; joined, their memory is gone too.
@@ -246,12 +248,15 @@ struct Shared {
 }
 
 impl Shared {
-    fn fail(&self, error: Qcow2Error) {
+    /// Ends the other threads; the first error counts.
+    fn fail(&self, error: Qcow2Error, source: &dyn Units) {
         self.stop.store(true, Ordering::Relaxed);
         self.error
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get_or_insert(error);
+        // After the error is noted: what this ends has an error of its own.
+        source.end_waiting();
     }
 }
 

@@ -30,6 +30,10 @@ impl<S: ReadAt> Units for RawUnits<S> {
     fn worker(&self) -> Box<dyn Worker + Send + '_> {
         Box::new(RawWorker(self))
     }
+
+    fn end_waiting(&self) {
+        self.source.end_waiting();
+    }
 }
 
 struct RawWorker<'a, S>(&'a RawUnits<S>);

@@ -57,12 +57,6 @@ impl Arriving {
         self.changed.notify_all();
     }
 
-    /// Ends every read of what is not there.
-    pub(crate) fn end(&self) {
-        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.changed.notify_all();
-    }
-
     fn wait(&self, end: u64) -> io::Result<()> {
         if self.here.load(Ordering::Acquire) >= end {
             return Ok(());
@@ -106,6 +100,11 @@ impl ReadAt for Arriving {
     fn as_file(&self) -> Option<BorrowedFd<'_>> {
         self.whole.then(|| self.file.as_fd())
     }
+
+    fn end_waiting(&self) {
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_all();
+    }
 }
 
 #[cfg(test)]
@@ -133,7 +132,7 @@ mod tests {
         assert_eq!(arriving.read_at(&mut buffer, 10).unwrap(), 0);
         let reader = Arc::clone(&arriving);
         let thread = std::thread::spawn(move || reader.read_at(&mut [0; 4], 4));
-        arriving.end();
+        arriving.end_waiting();
         let error = thread.join().unwrap().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         assert_eq!(arriving.read_at(&mut buffer, 2).unwrap(), 4);

@@ -232,7 +232,7 @@ impl<'a> Download<'a> {
         self.done = 0;
         self.validators = Validators::default();
         if let Some(arriving) = self.arriving.take() {
-            arriving.end();
+            arriving.end_waiting();
             self.follower.restart();
         }
         self.file.set_len(0).at("write", &self.partial.data)
@@ -332,23 +332,29 @@ impl<'a> Download<'a> {
         };
         let events =
             transfer::start(request).map_err(|error| self.fail(DownloadReason::Thread(error)))?;
-        let next = || loop {
+        // `None` where nothing came for a moment.
+        let next = || {
             self.options.cancel.check()?;
             match events.recv_timeout(TICK) {
-                Ok(event) => return Ok::<_, ImageError>(event),
-                Err(RecvTimeoutError::Timeout) => {}
+                Ok(event) => Ok::<_, ImageError>(Some(event)),
+                Err(RecvTimeoutError::Timeout) => Ok(None),
                 Err(RecvTimeoutError::Disconnected) => {
                     // The other thread may have seen a cancel first.
                     self.options.cancel.check()?;
                     let reason = DownloadReason::Protocol("the network thread ended".to_owned());
-                    return Ok(Event::Failed(DownloadError {
+                    Ok(Some(Event::Failed(DownloadError {
                         url: self.url.clone(),
                         reason,
-                    }));
+                    })))
                 }
             }
         };
-        let head = match next()? {
+        let first = loop {
+            if let Some(event) = next()? {
+                break event;
+            }
+        };
+        let head = match first {
             Event::Head(head) => head,
             Event::NotModified => return Ok(Ended::NotModified),
             // An earlier call had it all and was ended before it was used.
@@ -397,7 +403,9 @@ impl<'a> Download<'a> {
         step.at(self.done);
         loop {
             match next()? {
-                Event::Chunk(bytes) => {
+                // Whoever follows may have failed on what it has.
+                None if !self.follower.tick(step.reporter()) => return Ok(Ended::Abandoned),
+                Some(Event::Chunk(bytes)) => {
                     write_sparse(&self.file, &bytes, self.done)
                         .map_err(|(_, error)| error)
                         .at("write", &self.partial.data)?;
@@ -419,7 +427,7 @@ impl<'a> Download<'a> {
                         .into());
                     }
                 }
-                Event::End => match head.total {
+                Some(Event::End) => match head.total {
                     Some(expected) if expected != self.done => {
                         let reason = DownloadReason::CutShort {
                             expected,
@@ -432,7 +440,7 @@ impl<'a> Download<'a> {
                     }
                     _ => return Ok(Ended::Complete),
                 },
-                Event::Failed(mut error) => {
+                Some(Event::Failed(mut error)) => {
                     if let (DownloadReason::Broken(_), Some(expected)) = (&error.reason, head.total)
                     {
                         error.reason = DownloadReason::CutShort {
@@ -452,7 +460,7 @@ impl Drop for Download<'_> {
     fn drop(&mut self) {
         // Whoever still waits for bytes must not wait for ever.
         if let Some(arriving) = &self.arriving {
-            arriving.end();
+            arriving.end_waiting();
         }
         // Zeros at the end of what has come were left out; the next call goes on behind them.
         let _ = self.file.set_len(self.done);

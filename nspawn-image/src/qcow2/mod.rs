@@ -180,6 +180,10 @@ impl<S: ReadAt> Units for Qcow2<S> {
             self.depth,
         ))
     }
+
+    fn end_waiting(&self) {
+        self.source.end_waiting();
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use crate::limits::Cancel;
 use crate::options::PullOptions;
 use crate::report::Reporter;
 use crate::report::relay::{self, Relay};
+use crate::source::ReadAt as _;
 use crate::unpack::{self, Imported, Paths, WorkPaths};
 
 /// How often the end of the thread is looked for.
@@ -125,7 +126,7 @@ impl Beside {
         match state {
             State::Running { source, thread, .. } => {
                 self.plan.options.cancel.cancel();
-                source.end();
+                source.end_waiting();
                 let _ = thread.join();
                 // Another may follow.
                 self.plan.options.cancel = Cancel::default();
