@@ -116,9 +116,9 @@ pub(crate) fn launch(
                 let _ = monitor.child.wait();
             }
             // one that was killed has left what it had made so far
-            let lost = host.record(config.name()).is_ok_and(|record| {
-                owner.is_some_and(|owner| record.owner == owner) && record.phase != Phase::Ended
-            });
+            let lost = host
+                .record(config.name())
+                .is_ok_and(|record| owner == Some(record.owner) && record.phase != Phase::Ended);
             if lost {
                 let _ = host.clear_ended(config.name()); // the next start or `prune` does it else
             }

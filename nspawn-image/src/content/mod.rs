@@ -8,10 +8,10 @@ mod record;
 mod tree;
 
 use std::cmp::Ordering;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::convert::DiskSums;
+use crate::walk;
 
 /// The checksums of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,33 +76,28 @@ impl std::fmt::Display for Damage {
 
 impl Content {
     /// The first place where `now` is not what this was.
-    pub(crate) fn compare(&self, now: &Self) -> Option<Damage> {
+    pub(crate) fn compare<'a>(&'a self, now: &'a Self) -> Option<Damage> {
         match (self, now) {
             (Self::Disk(was), Self::Disk(is)) if was.size != is.size => Some(Damage::Length {
                 expected: was.size,
                 found: is.size,
             }),
             (Self::Disk(was), Self::Disk(is)) => {
-                let (size, was, is) = (was.size, &was.units, &is.units);
-                let mut differ: Vec<u64> = was
-                    .keys()
-                    .chain(is.keys())
-                    .copied()
-                    .filter(|number| was.get(number) != is.get(number))
-                    .collect();
-                differ.sort_unstable();
-                differ.dedup();
-                differ.first().map(|number| Damage::Bytes {
+                let mut differ = changes(was.units.iter(), is.units.iter(), u64::cmp);
+                let (number, _) = differ.next()?;
+                Some(Damage::Bytes {
                     start: number * DiskSums::UNIT,
-                    end: ((number + 1) * DiskSums::UNIT).min(size),
-                    chunks: differ.len(),
+                    end: ((number + 1) * DiskSums::UNIT).min(was.size),
+                    chunks: 1 + differ.count(),
                 })
             }
             (Self::Tree(was), Self::Tree(is)) => {
-                let mut differ = changes(was, is);
+                let entries = |(path, sum): &'a (PathBuf, u64)| (path, sum);
+                let mut differ =
+                    changes(was.iter().map(entries), is.iter().map(entries), walk::order);
                 let (path, found) = differ.next()?;
                 Some(Damage::Path {
-                    path: path.to_owned(),
+                    path: path.clone(),
                     found,
                     paths: 1 + differ.count(),
                 })
@@ -116,37 +111,30 @@ impl Content {
     }
 }
 
-/// The paths of a tree that are not as they were, and what became of them.
-fn changes<'a>(
-    mut was: &'a [(PathBuf, u64)],
-    mut is: &'a [(PathBuf, u64)],
-) -> impl Iterator<Item = (&'a Path, &'static str)> {
+/// What two lists, both sorted by `order`, do not say alike, and what became of it.
+fn changes<'a, K: 'a>(
+    was: impl Iterator<Item = (&'a K, &'a u64)>,
+    is: impl Iterator<Item = (&'a K, &'a u64)>,
+    order: impl Fn(&K, &K) -> Ordering,
+) -> impl Iterator<Item = (&'a K, &'static str)> {
+    let (mut was, mut is) = (was.peekable(), is.peekable());
     std::iter::from_fn(move || {
         loop {
-            let order = match (was.first(), is.first()) {
+            let next = match (was.peek(), is.peek()) {
                 (None, None) => return None,
                 (Some(_), None) => Ordering::Less,
                 (None, Some(_)) => Ordering::Greater,
-                // As bytes: a comparison of paths takes them apart.
-                (Some((one, _)), Some((other, _))) => {
-                    let (one, other) = (one.as_os_str(), other.as_os_str());
-                    one.as_bytes().cmp(other.as_bytes())
-                }
+                (Some((old, _)), Some((new, _))) => order(old, new),
             };
-            let (old, new) = (was, is);
-            if order.is_le() {
-                was = &was[1..];
-            }
-            if order.is_ge() {
-                is = &is[1..];
-            }
-            match order {
-                Ordering::Less => return Some((old[0].0.as_path(), "is missing")),
-                Ordering::Greater => return Some((new[0].0.as_path(), "was added")),
-                Ordering::Equal if old[0].1 != new[0].1 => {
-                    return Some((old[0].0.as_path(), "differs"));
+            match next {
+                Ordering::Less => return Some((was.next()?.0, "is missing")),
+                Ordering::Greater => return Some((is.next()?.0, "was added")),
+                Ordering::Equal => {
+                    let ((key, old), (_, new)) = (was.next()?, is.next()?);
+                    if old != new {
+                        return Some((key, "differs"));
+                    }
                 }
-                Ordering::Equal => {}
             }
         }
     })

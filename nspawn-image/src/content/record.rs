@@ -16,11 +16,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
-use sha2::{Digest as _, Sha256};
 
 use super::Content;
 use crate::convert::DiskSums;
-use crate::digest::Digest;
+use crate::digest::Hasher;
 use crate::error::{ImageError, PathContext};
 
 const HEADING: &str = "nspawn-run content 2";
@@ -49,8 +48,10 @@ impl Content {
 
     fn parse(text: &str) -> Option<Self> {
         let (body, found) = text.strip_suffix('\n')?.rsplit_once('\n')?;
-        let hasher = Sha256::new().chain_update(body).chain_update("\n");
-        if found != seal(hasher) {
+        let mut hasher = Hasher::new(None);
+        hasher.update(body.as_bytes());
+        hasher.update(b"\n");
+        if found != hasher.finish().sha256.to_string() {
             return None;
         }
         let mut lines = body.lines();
@@ -78,7 +79,7 @@ impl Content {
     fn write_to(&self, output: &mut dyn Write) -> io::Result<()> {
         let mut output = Sealing {
             output,
-            hasher: Sha256::new(),
+            hasher: Hasher::new(None),
         };
         writeln!(output, "{HEADING}")?;
         match self {
@@ -96,7 +97,7 @@ impl Content {
                 }
             }
         }
-        let seal = seal(output.hasher);
+        let seal = output.hasher.finish().sha256;
         writeln!(output.output, "{seal}")
     }
 
@@ -123,7 +124,7 @@ impl Content {
 /// Hashes what goes through it.
 struct Sealing<'a> {
     output: &'a mut dyn Write,
-    hasher: Sha256,
+    hasher: Hasher,
 }
 
 impl Write for Sealing<'_> {
@@ -136,10 +137,6 @@ impl Write for Sealing<'_> {
     fn flush(&mut self) -> io::Result<()> {
         self.output.flush()
     }
-}
-
-fn seal(hasher: Sha256) -> String {
-    Digest::Sha256(hasher.finalize().into()).to_string()
 }
 
 fn unhex(text: &str) -> Option<u64> {

@@ -299,8 +299,8 @@ fn work(
             worker.read(at, buffer, &mut data, &mut scratch)?;
             if let Some(sums) = &shared.sums {
                 sink::fill_blocks(buffer, &mut data);
-                let blocks = data.iter().cloned();
-                let sum = blocks
+                let sum = data
+                    .iter()
                     .map(|range| checksum::of_blocks(&buffer[range.clone()], range.start))
                     .fold(scratch.take_shared_sum(), u64::wrapping_add);
                 if sum != 0 {

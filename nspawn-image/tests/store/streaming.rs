@@ -404,6 +404,7 @@ fn damage_is_told_early_and_whose_it_is() {
     let at = cluster_at(&damaged, DAMAGED);
     damaged[at..at + 64].fill(0xff);
     let digest = sha256(&damaged);
+    let total = damaged.len();
     // The damage is in the first 2 MiB of the disk, which take less; another thread waits for what never comes.
     let server = Server::start(Behaviour {
         body: Arc::new(damaged),
@@ -419,6 +420,8 @@ fn damage_is_told_early_and_whose_it_is() {
     let error = fixture.pull(&url).unwrap_err();
     assert!(is_place(&error), "{error:?}");
     assert!(error.hint().unwrap().contains("again"), "{error:?}");
+    let sent = server.sent.swap(0, Ordering::Relaxed);
+    assert!(sent < total * 3 / 4, "{sent} of {total} bytes were sent");
     fixture.assert_empty();
 
     let mut options = fixture.options();
