@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
-use std::io;
+use std::io::{self, BufWriter};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -19,6 +19,26 @@ use crate::unpack::remove_tree;
 /// How often, and after which pause, a name that another process uses for a moment is tried again.
 const TRIES: u32 = 1000;
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// Writes a file under the name `new`, and gives it its place at `to` when it is on the disk. The caller holds a lock of
+/// both, and syncs the folder.
+pub(crate) fn write_aside(
+    new: &Path,
+    to: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<(), ImageError> {
+    let written = File::create(new).and_then(|file| {
+        let mut file = BufWriter::new(file);
+        write(&mut file)?;
+        file.into_inner()?.sync_all()
+    });
+    written
+        .and_then(|()| std::fs::rename(new, to))
+        .inspect_err(|_| {
+            let _ = std::fs::remove_file(new);
+        })
+        .at("write", to)
+}
 
 /// A name beside `target` that no listing shows and no other process takes.
 pub(crate) fn beside(target: &Path, end: &str) -> PathBuf {

@@ -10,8 +10,8 @@
 //! A unit of zeros is not listed. Of a tree there is one line for each path: its checksum, and the path.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::fs;
+use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,8 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
 use super::Content;
 use crate::convert::DiskSums;
 use crate::digest::Hasher;
-use crate::error::{ImageError, PathContext};
+use crate::error::ImageError;
+use crate::place;
 
 const HEADING: &str = "nspawn-run content 2";
 /// How those began that said something else of an image: they are as good as none.
@@ -107,17 +108,7 @@ impl Content {
             ".{}.new",
             path.file_name().unwrap_or_default().display()
         ));
-        let written = File::create(&new).and_then(|file| {
-            let mut file = BufWriter::new(file);
-            self.write_to(&mut file)?;
-            file.into_inner()?.sync_all()
-        });
-        written
-            .and_then(|()| fs::rename(&new, path))
-            .inspect_err(|_| {
-                let _ = fs::remove_file(&new);
-            })
-            .at("write", path)
+        place::write_aside(&new, path, |file| self.write_to(file))
     }
 }
 

@@ -11,6 +11,7 @@ use crate::digest::{Digest, Digests};
 use crate::error::{ImageError, PathContext};
 use crate::fetch::{Validators, sync_folder};
 use crate::image::ImageKind;
+use crate::place;
 use crate::reference::ImageName;
 use crate::verify::Verification;
 
@@ -123,14 +124,7 @@ impl Record {
             path: path.clone(),
             reason: error.to_string(),
         })?;
-        let written = File::create(&temporary).and_then(|mut file| {
-            file.write_all(&bytes)?;
-            file.sync_all()
-        });
-        if let Err(error) = written.and_then(|()| fs::rename(&temporary, &path)) {
-            let _ = fs::remove_file(&temporary);
-            return Err(ImageError::io("write", &path, error));
-        }
+        place::write_aside(&temporary, &path, |file| file.write_all(&bytes))?;
         sync_folder(folder)
     }
 }
